@@ -1,0 +1,1 @@
+"""Named configurations: YAML files that `--config NAME` loads."""
