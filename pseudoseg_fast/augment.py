@@ -1,0 +1,138 @@
+"""Weak and strong views of a picture (Zou et al., ICLR 2021, section 3.4).
+
+The weak view is a random scale, crop and flip. The strong view is the *same* crop with its colours jittered and one
+square cut out, so that a label made from the weak view fits it pixel for pixel.
+Everything draws from torch's global generator: seed it and the views repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+IGNORE_INDEX = 255
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+COLOR_JITTER = (0.5, 0.5, 0.5, 0.25)
+CUTOUT = 100 / 513
+
+
+class RandomScale(v2.Transform):
+    """Resize image and masks by a factor drawn from ``scales``: bilinear with antialiasing, masks nearest."""
+
+    def __init__(self, scales: Sequence[float]) -> None:
+        super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive factors, got {list(scales)}")
+        self.scales = tuple(scales)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw one factor for all inputs of a call."""
+        height, width = v2.query_size(flat_inputs)
+        scale = self.scales[int(torch.randint(len(self.scales), ()))]
+        return {"size": [max(1, round(height * scale)), max(1, round(width * scale))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize one input to the drawn size."""
+        return self._call_kernel(tvf.resize, inpt, size=params["size"], antialias=True)
+
+
+class WeakView:
+    """Draw one geometry: random scale, padding to the crop, random crop, horizontal flip.
+
+    Called with an image uint8 [3, H, W] and its mask uint8 [H, W], or None; returns ``image`` uint8 [3, S, S] and
+    ``valid`` bool [S, S], False on padding, and, with a mask, ``mask`` uint8 [S, S], 255 on padding. S is ``crop_size``
+    rounded up to a multiple of ``stride``; what the rounding adds is padding like any other, so that a network which
+    needs divisible sides meets no special case.
+
+    Args:
+        crop_size: side of the random crop in pixels; smaller pictures are padded to it.
+        stride: the network's stride.
+        scales: factors of the random scale, drawn uniformly.
+        mean: mean pixel in [0, 1] per channel: the colour of padding.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        stride: int = 1,
+        scales: Sequence[float] = SCALES,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+    ) -> None:
+        if crop_size < 1:
+            raise ValueError(f"crop_size must be at least 1 pixel, got {crop_size}")
+        self.mean_pixel = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
+        fill: dict[Any, Any] = {tv_tensors.Image: self.mean_pixel.tolist(), tv_tensors.Mask: IGNORE_INDEX}
+        extra = -crop_size % stride
+        self.geometry = v2.Compose(
+            [
+                RandomScale(scales),
+                v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(0.5),
+                v2.Pad([0, 0, extra, extra], fill=fill) if extra else v2.Identity(),
+            ]
+        )
+
+    def __call__(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return ``image``, ``valid`` and, with a mask, ``mask`` of one random view."""
+        # The zero map becomes 255 on padding alone; the mask's own ignored pixels stay valid.
+        inside = torch.zeros(image.shape[-2:], dtype=torch.uint8)
+        masks = inside[None] if mask is None else torch.stack([inside, mask])
+        view, masks = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(masks))
+        masks = masks.as_subclass(Tensor)
+        views = {"image": view.as_subclass(Tensor), "valid": masks[0] == 0}
+        if mask is not None:
+            views["mask"] = masks[1]
+        return views
+
+
+class WeakStrongViews:
+    """Draw a weak view and its strong twin: same geometry, jittered colours, one square cut out.
+
+    Called with an image uint8 [3, H, W]; a mask is ignored, so that a hidden label cannot leak into training. Returns
+    ``weak`` and ``strong`` uint8 [3, S, S] and ``valid`` bool [S, S], False on padding and on the square: what the
+    consistency loss and the attention may use.
+
+    Args:
+        weak: draws the shared geometry.
+        color_jitter: strengths of brightness, contrast, saturation and hue, always applied, in random order.
+        cutout: side of the square as a fraction of the crop; 0 cuts nothing.
+    """
+
+    def __init__(
+        self, weak: WeakView, color_jitter: Sequence[float] = COLOR_JITTER, cutout: float = CUTOUT
+    ) -> None:
+        if not 0 <= cutout <= 1:
+            raise ValueError(f"cutout is a fraction of the crop's side in [0, 1], got {cutout}")
+        if len(color_jitter) != 4:
+            raise ValueError(
+                f"color_jitter takes brightness, contrast, saturation and hue, got {list(color_jitter)}"
+            )
+        self.weak = weak
+        self.jitter = v2.ColorJitter(*color_jitter)
+        self.cutout = cutout
+
+    def __call__(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return ``weak``, ``strong`` and ``valid`` of one random geometry."""
+        view = self.weak(image)
+        valid = view["valid"]
+        valid &= ~random_square(valid.shape[-2:], self.cutout)
+        mean_pixel = self.weak.mean_pixel[:, None, None]
+        strong = torch.where(valid, self.jitter(view["image"]), mean_pixel)
+        return {"weak": view["image"], "strong": strong, "valid": valid}
+
+
+def random_square(size: Sequence[int], fraction: float) -> Tensor:
+    """Return a bool map [H, W], True on a square of side ``fraction`` x the shorter side, placed uniformly inside."""
+    height, width = size
+    side = round(fraction * min(height, width))
+    top = int(torch.randint(height - side + 1, ()))
+    left = int(torch.randint(width - side + 1, ()))
+    square = torch.zeros(height, width, dtype=torch.bool)
+    square[top : top + side, left : left + side] = True
+    return square

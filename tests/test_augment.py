@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from pseudoseg_fast.augment import CUTOUT, WeakStrongViews, WeakView, random_square
+
+MEAN = (0.5, 0.25, 0.75)
+MEAN_PIXEL = torch.tensor([128, 64, 191], dtype=torch.uint8)
+
+
+def coordinates(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image whose every pixel says which class it has: the mask repeats the red channel."""
+    rows = torch.arange(height)[:, None].expand(height, width)
+    columns = torch.arange(width)[None].expand(height, width)
+    red = ((rows // 8 + columns // 8) % 2 * 200).to(torch.uint8)
+    return torch.stack([red, columns.to(torch.uint8), rows.to(torch.uint8)]), (red == 200).to(torch.uint8)
+
+
+@pytest.mark.parametrize("crop", [33, 64], ids=lambda crop: f"crop{crop}")
+@pytest.mark.parametrize("size", [(50, 70), (20, 90), (200, 30)], ids=str)
+def test_mask_follows_the_image(size, crop):
+    image, mask = coordinates(*size)
+    view = WeakView(crop, scales=(1.0,), mean=MEAN)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        out = view(image, mask)
+        assert out["image"].shape == (3, crop, crop)
+        assert out["mask"].shape == out["valid"].shape == (crop, crop)
+        inside = out["valid"]
+        assert torch.equal(out["mask"][inside] == 1, out["image"][0][inside] == 200)
+        assert (out["mask"][~inside] == 255).all()
+        assert torch.equal(out["image"][:, ~inside], MEAN_PIXEL[:, None].expand(3, int((~inside).sum())))
+
+
+def test_ignored_pixels_of_a_mask_stay_valid():
+    image, mask = coordinates(40, 40)
+    out = WeakView(40, scales=(1.0,))(image, torch.full_like(mask, 255))
+    assert out["valid"].all()
+    assert (out["mask"] == 255).all()
+
+
+def test_crop_is_padded_to_a_multiple_of_the_stride():
+    image, mask = coordinates(100, 100)
+    out = WeakView(33, stride=16, scales=(1.0,), mean=MEAN)(image, mask)
+    assert out["image"].shape == (3, 48, 48)
+    assert out["valid"][:33, :33].all()
+    assert out["valid"].sum() == 33 * 33
+    assert (out["mask"][33:] == 255).all()
+
+
+def test_every_scale_is_drawn_and_masks_are_never_blended():
+    image, mask = coordinates(64, 64)
+    view = WeakView(128, scales=(0.5, 1.0, 2.0))
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        out = view(image, mask)
+        seen.add(int(out["valid"].sum()))
+        assert set(out["mask"].unique().tolist()) <= {0, 1, 255}
+    assert seen == {32 * 32, 64 * 64, 128 * 128}
+
+
+def test_weak_and_strong_share_their_geometry():
+    image, _ = coordinates(90, 60)
+    views = WeakStrongViews(WeakView(48, mean=MEAN), color_jitter=(0, 0, 0, 0))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        out = views(image)
+        assert torch.equal(out["weak"][:, out["valid"]], out["strong"][:, out["valid"]])
+        outside = out["strong"][:, ~out["valid"]]
+        assert torch.equal(outside, MEAN_PIXEL[:, None].expand_as(outside))
+
+
+def test_strong_view_jitters_colours_and_leaves_the_weak_one_alone():
+    image, _ = coordinates(64, 64)
+    torch.manual_seed(0)
+    out = WeakStrongViews(WeakView(64, scales=(1.0,)))(image)
+    flipped = torch.equal(out["weak"], image.flip(-1))
+    assert flipped or torch.equal(out["weak"], image)
+    assert (out["strong"] != out["weak"])[:, out["valid"]].float().mean() > 0.5
+
+
+@pytest.mark.parametrize(("crop", "side"), [(513, 100), (321, 63), (128, 25)])
+def test_cutout_scales_with_the_crop(crop, side):
+    square = random_square((crop, crop), CUTOUT)
+    rows, columns = torch.where(square)
+    assert square.sum() == side * side
+    assert rows.max() - rows.min() == columns.max() - columns.min() == side - 1
+
+
+def test_cutout_is_invalid():
+    image, _ = coordinates(64, 64)
+    out = WeakStrongViews(WeakView(64, scales=(1.0,)), cutout=0.25)(image)
+    assert (~out["valid"]).sum() == 16 * 16
+
+
+def test_a_hidden_mask_does_not_reach_the_unlabelled_views():
+    image, mask = coordinates(64, 64)
+    views = WeakStrongViews(WeakView(32))
+    torch.manual_seed(0)
+    with_mask = views(image, mask)
+    torch.manual_seed(0)
+    without = views(image)
+    assert with_mask.keys() == without.keys() == {"weak", "strong", "valid"}
+    assert all(torch.equal(with_mask[name], without[name]) for name in without)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeakView(0), "crop_size must be at least 1"),
+        (lambda: WeakView(8, scales=()), "scales must be positive"),
+        (lambda: WeakView(8, scales=(0.0, 1.0)), "scales must be positive"),
+        (lambda: WeakStrongViews(WeakView(8), cutout=1.5), r"in \[0, 1\], got 1.5"),
+        (
+            lambda: WeakStrongViews(WeakView(8), color_jitter=(0.5,)),
+            "brightness, contrast, saturation and hue",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
