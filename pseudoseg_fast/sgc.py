@@ -155,8 +155,7 @@ class SGC(nn.Module):
         query, key = self.tokens(hypercolumn)
         mask = None if valid is None else downsample_valid(valid, cam.shape[-2:]).flatten(1)
         dtype = cam.dtype
-        # [B, L, K]
-        refined = functional.refine_cam(query.to(dtype), key.to(dtype), cam.detach().flatten(2).mT, mask=mask)
+        refined = functional.refine_cam(query, key, cam.detach().flatten(2).mT, mask=mask)  # [B, L, K]
         if self.background is not None:
             refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
         with torch.autocast(cam.device.type, enabled=False):
