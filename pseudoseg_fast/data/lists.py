@@ -25,7 +25,7 @@ class Sample(NamedTuple):
     """One picture of a list.
 
     Attributes:
-        name: the image's path as the list gives it, with forward slashes.
+        name: the image's path relative to the root, with forward slashes.
         image: path of the image file.
         mask: path of the mask file, or None for unlabelled samples.
     """
@@ -59,11 +59,11 @@ def read_list(
         image, mask = _columns(line, masks, where=f"{path}, line {number}")
         files = [_inside(root, text, where=f"{path}, line {number}") for text in (image, mask) if text]
         missing += [f"line {number}: {file}" for file in files if not file.is_file()]
-        samples.append(Sample(image.replace(os.sep, "/"), files[0], files[1] if mask else None))
+        samples.append(Sample(files[0].relative_to(root).as_posix(), files[0], files[1] if mask else None))
     if missing:
         raise DataError(
-            f"{path} names {len(missing)} missing file{'s'[: len(missing) > 1]}; its paths are relative to the root "
-            f"{root}, and names with spaces need tabs between the columns:\n{shorten(missing)}"
+            f"missing files in {path}: {len(missing)}; its paths are relative to the root {root}, "
+            f"and names with spaces need tabs between the columns:\n{shorten(missing)}"
         )
     if not samples:
         raise DataError(f"{path} is empty; expected one sample a line")
@@ -95,7 +95,7 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
             with 255 = ignored can hold.
     """
     path = find_file(path, root)
-    names = [line for _, line in _lines(path)]
+    names = [line.strip() for _, line in _lines(path)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path} names a class twice: {', '.join(repeated)}")
     if not 1 <= len(names) <= 255:
@@ -111,7 +111,7 @@ def read_tags(
     """Read image-level labels: a CSV file with the columns ``image`` and ``tags``, tags separated by ``;``.
 
     Returns:
-        The classes of each picture by its name, the path as lists give it.
+        The classes of each picture by its name, the path relative to the root.
 
     Raises:
         DataError: the file is missing or empty, lacks a column, repeats a picture, or has a tag that is no class.
@@ -122,11 +122,15 @@ def read_tags(
         reader = csv.DictReader(stream)
         if lacking := {"image", "tags"}.difference(reader.fieldnames or ()):
             raise DataError(
-                f"{path} lacks the column{'s'[: len(lacking) > 1]} {', '.join(sorted(lacking))}; expected the header "
-                f"image,tags, got {','.join(reader.fieldnames or ())!r}"
+                f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', "
+                f"got {','.join(reader.fieldnames or ())!r}"
             )
         for row in reader:
             where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise DataError(
+                    f"{where}: expected two columns, got {len(row) + 1} or more; separate tags by ;"
+                )
             names = {tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()}
             for unknown in sorted(names.difference(classes)):
                 raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")
@@ -150,9 +154,9 @@ def find_file(path: str | Path, root: str | Path | None = None) -> Path:
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    places = " nor ".join(dict.fromkeys(str(Path(os.path.abspath(candidate))) for candidate in tried))
-    kind = "is a folder" if any(candidate.is_dir() for candidate in tried) else "does not exist"
-    raise DataError(f"expected a file, but {places} {kind}" if len(tried) == 1 else f"no file at {places}")
+    places = dict.fromkeys(os.path.abspath(candidate) for candidate in tried)
+    folder = " (a folder is there)" if any(candidate.is_dir() for candidate in tried) else ""
+    raise DataError(f"no file at {' nor at '.join(places)}{folder}")
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -168,14 +172,14 @@ def shorten(problems: Sequence[str], shown: int = SHOWN) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and lines, without blank lines and comments; a trailing tab is kept, it ends a column."""
+    """Yield line numbers and lines, without blank lines and comments."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text: {error}") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield number, line.strip(" \r\n")
+            yield number, line
 
 
 def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
@@ -184,15 +188,13 @@ def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
     columns = [column for column in columns if column]
     if len(columns) > 2:
         raise DataError(
-            f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line!r}; separate the columns "
-            "by a tab when names have spaces, and end a single one with a tab"
+            f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}; "
+            "separate the columns by a tab when names have spaces, and end a single one with a tab"
         )
     if masks == "ignored":
         return columns[0], None
     if len(columns) < 2:
-        raise DataError(
-            f"{where}: expected 'image mask', got no mask for {line!r}; a labelled list needs both"
-        )
+        raise DataError(f"{where}: expected 'image mask', got {line.strip()!r}; a labelled list needs both")
     return columns[0], columns[1]
 
 

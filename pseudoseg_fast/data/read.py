@@ -34,17 +34,18 @@ def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
 
     Raises:
         UnreadableImage: the file cannot be decoded.
+        DataError: the picture holds floating-point numbers.
     """
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                image = Image.fromarray(
-                    (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                )
-            return np.array(image.convert(_IMAGE_MODES[channels]))
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+    if image.mode == "F":
+        raise DataError(f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return np.array(image.convert(_IMAGE_MODES[channels]))
 
 
 def read_mask(path: Path, classes: int, ignore_index: int = IGNORE_INDEX) -> NDArray[np.uint8]:
@@ -65,6 +66,7 @@ def read_mask(path: Path, classes: int, ignore_index: int = IGNORE_INDEX) -> NDA
             f"{path} is a colour picture (mode {mode}); expected one class id a pixel (modes P, L, 1 or I;16): "
             "turn its colours into ids first"
         )
+    ids = ids.astype(np.uint8) if mode == "1" else ids
     present = np.flatnonzero(np.bincount(ids.ravel())) if ids.dtype == np.uint8 else np.unique(ids)
     wrong = [str(value) for value in present if not 0 <= value < classes and value != ignore_index]
     if wrong:
