@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
                 + ", ".join(state["classes"])
             )
         fabric = Fabric(accelerator=options.accelerator, devices=1, precision=config.run.precision)
-        network.to(fabric.device, memory_format=torch.channels_last)
+        network.to(fabric.device).to(memory_format=torch.channels_last)
         with fabric.autocast():
             loader = val_loader(options.data, data, config.model.in_channels)
             scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)

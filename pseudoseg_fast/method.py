@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.network import Outputs
+from pseudoseg_fast.network import Network, Outputs
 
 
 @dataclass
@@ -124,15 +124,15 @@ def unlabeled_losses(
     """
     if weak.sgc_logits is None:
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    size = tuple(valid.shape[-2:] if config.label_size == "crop" else weak.decoder_logits.shape[-2:])
+    height, width = (valid if config.label_size == "crop" else weak.decoder_logits).shape[-2:]
     losses = {
         "L_u": weight
         * functional.consistency_loss(
             strong.decoder_logits,
             weak.decoder_logits,
             weak.sgc_logits,
-            valid=resize_valid(valid, size),
-            size=size,
+            valid=resize_valid(valid, (height, width)),
+            size=(height, width),
             gamma=config.gamma,
             temperature=config.temperature,
             norm=config.norm,
@@ -193,12 +193,12 @@ class Teacher:
         decay: of the average; young averages use ``min(decay, (1 + updates) / (10 + updates))``.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Network, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
+    def update(self, model: Network, updates: int) -> None:
         """Move towards ``model`` after its ``updates``-th step, counted from 0."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
         averaged: list[Tensor] = []

@@ -26,7 +26,8 @@ EXAMPLES = 6
 def write_summary(trainer: Trainer, folder: Path) -> None:
     """Print the scores of a finished run and write ``samples.png``, ``result.json`` and, for the demo, ``map.png``."""
     config, data, scores, best = trainer.config, trainer.data, trainer.scores, trainer.best
-    assert scores is not None and best is not None, "the last step is evaluated before the summary"
+    if scores is None or best is None:
+        raise RuntimeError("a summary needs scores: call it after the last step has been evaluated")
     colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
     predictions: dict[str, Pixels] = {}
 
@@ -85,10 +86,9 @@ def draw_samples(
         sample = loader.dataset[int(index)]
         image = sample["image"]
         padded, valid = network.pad(image[None].to(device))
+        height, width = padded.shape[-2:]
         outputs = network(padded, sgc=True, valid=valid)
-        label = pseudo_label(method, outputs, tuple(padded.shape[-2:]))[
-            0, :, : image.shape[1], : image.shape[2]
-        ]
+        label = pseudo_label(method, outputs, (height, width))[0, :, : image.shape[1], : image.shape[2]]
         confidence, classes = (part.cpu().numpy() for part in label.max(0))
         picture = image.permute(1, 2, 0).numpy()
         truth = visualize.colorize(sample["mask"].numpy(), colors)

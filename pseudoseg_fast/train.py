@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import logging
 import signal
 import sys
 import time
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, parse_config, to_dict
-from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
 from pseudoseg_fast.method import Teacher, labeled_losses, unlabeled_losses
@@ -82,11 +82,14 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
         network = build_network(config.model, len(self.data.classes), self.data.background)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         self.teacher = Teacher(network, config.method.ema) if config.method.ema else None
-        self.network, self.optimizer = self.fabric.setup(network, make_optimizer(network, config.optim))
+        self.network = network
+        self.model, self.optimizer = self.fabric.setup(network, make_optimizer(network, config.optim))
         if self.teacher:
             self.teacher.model.to(self.fabric.device)
+        pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
+        self.corrupt = CorruptCounter(total=len(pictures))
         self.step = 0
         self.seconds = 0.0
         self.scores: Scores | None = None
@@ -95,7 +98,7 @@ class Trainer:
     @property
     def evaluated(self) -> Network:
         """The network whose predictions count: the teacher where there is one."""
-        return self.teacher.model if self.teacher else self.network.module
+        return self.teacher.model if self.teacher else self.network
 
     def describe(self) -> str:
         """Return in a few lines what is trained on what."""
@@ -121,6 +124,7 @@ class Trainer:
                 if weight and unlabeled is None:
                     unlabeled = iter(unlabeled_loader(self.config, self.data, stride, self.step))
                 batch = next(unlabeled) if weight and unlabeled else None
+                self.corrupt.update([name for used in (labeled, batch) if used for name in used["corrupt"]])
                 meter.add(self.training_step(labeled, batch, weight), labeled, batch)
                 self.step += 1
                 self.seconds = time.monotonic() - started
@@ -147,12 +151,12 @@ class Trainer:
         """Take one step; return its loss terms as tensors on the device, so that nothing waits for them."""
         method = self.config.method
         device = self.fabric.device
-        self.network.train()
+        self.model.train()
         set_learning_rate(self.optimizer, learning_rate(self.config.optim, self.step))
 
         masks = labeled["mask"].to(device)
         image_labels = image_labels_from_mask(masks, len(self.data.classes), self.data.background)
-        outputs = self.network(
+        outputs = self.model(
             labeled["image"].to(device),
             sgc=method.name == "pseudoseg",
             image_labels=image_labels,
@@ -163,16 +167,16 @@ class Trainer:
             valid = unlabeled["valid"].to(device)
             tags = unlabeled["tags"].to(device) if method.image_labels else None
             with torch.no_grad():
-                labeler = self.teacher.model if self.teacher else self.network
+                labeler = self.teacher.model if self.teacher else self.model
                 with self.fabric.autocast():
                     weak = labeler(unlabeled["weak"].to(device), sgc=True, image_labels=tags, valid=valid)
-            strong = self.network(unlabeled["strong"].to(device))
+            strong = self.model(unlabeled["strong"].to(device))
             losses |= unlabeled_losses(method, weight, strong, weak, valid, tags)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(sum(losses.values(), torch.zeros((), device=device)))
         self.optimizer.step()
         if self.teacher:
-            self.teacher.update(self.network.module, self.step)
+            self.teacher.update(self.network, self.step)
         return {name: loss.detach() for name, loss in losses.items()}
 
     def evaluate(self) -> None:
@@ -206,7 +210,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "best": self.best,
-                "model": self.network.module.state_dict(),
+                "model": self.network.state_dict(),
                 "teacher": self.teacher.model.state_dict() if self.teacher else None,
                 "optimizer": self.optimizer.state_dict(),
                 "rng": torch.get_rng_state(),
@@ -234,7 +238,7 @@ class Trainer:
                 f"{path} is of a run with another configuration; resume with the same one "
                 f"({path.parent.parent / 'config.yaml'}), or start anew:\n  " + "\n  ".join(differences)
             )
-        self.network.module.load_state_dict(state["model"])
+        self.network.load_state_dict(state["model"])
         if self.teacher:
             self.teacher.model.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -328,6 +332,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input ends with a message and status 2."""
     prog = "python -m pseudoseg_fast.train"
     config = parse_config(sys.argv[1:] if arguments is None else arguments, prog, __doc__)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
     try:
         return train(config)
     except (ValueError, RuntimeError, OSError) as error:

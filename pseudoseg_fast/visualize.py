@@ -55,7 +55,7 @@ def palette(classes: int, background: int | None = None) -> Pixels:
 
 
 def mask_palette(mask: Path | None, classes: int, background: int | None = None) -> Pixels:
-    """Return the colours that a palette PNG mask brings, if they tell ``classes`` classes apart; else :func:`palette`."""
+    """Return the colours that a palette PNG mask brings, if they tell the classes apart; else :func:`palette`."""
     if mask is not None:
         with Image.open(mask) as image:
             colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:classes]
@@ -156,10 +156,10 @@ def tile_map(
     panels = []
     for predicted in (False, True):
         panel = Image.new("RGB", size, (12, 22, 44))
-        for sample, shown in [*((sample, False) for sample in others), *((sample, True) for sample in val)]:
+        for sample in [*others, *val]:
             with Image.open(sample.image) as image:
                 tile = np.array(image.convert("RGB"))
-            if shown:
+            if sample.name in predictions and sample.mask:
                 with Image.open(sample.mask) as mask:
                     labels = predictions[sample.name] if predicted else np.array(mask)
                 tile = blend(tile, colorize(labels, colors), 0.7)

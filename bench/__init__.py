@@ -1,0 +1,1 @@
+"""Benchmarks and studies: slow, and not part of the test suite."""
