@@ -70,10 +70,10 @@ class ModelConfig:
         weights: local file of encoder weights, or package:NAME for the file that an installed package ships;
             replaces encoder_weights.
         in_channels: channels of a picture.
-        output_stride: stride of the encoder's last stage, for architectures that can choose it.
+        output_stride: stride of the encoder's last stage, where the architecture can choose it; null for its usual one.
         attention_dim: width of query and key in the attention of SGC.
         decoder: further arguments of the architecture.
-        mean: mean pixel in [0, 1] per channel that the encoder was trained with.
+        mean: mean pixel in [0, 1] per channel that the encoder was trained with; null for ImageNet's.
         std: standard deviation per channel, likewise.
     """
 
@@ -82,11 +82,11 @@ class ModelConfig:
     encoder_weights: str | None = "imagenet"
     weights: str | None = None
     in_channels: int = 3
-    output_stride: int | None = 16
+    output_stride: int | None = None
     attention_dim: int = 128
     decoder: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -179,12 +179,6 @@ class Config:
             raise ValueError(
                 "method.image_labels needs tags of the unlabelled pictures: give --data.tags FILE"
             )
-        for name in ("mean", "std"):
-            values = getattr(self.model, name)
-            if len(values) != self.model.in_channels:
-                raise ValueError(
-                    f"model.{name} takes one value per channel: expected {self.model.in_channels}, got {list(values)}"
-                )
 
 
 def presets() -> list[str]:

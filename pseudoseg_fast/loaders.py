@@ -21,6 +21,7 @@ from pseudoseg_fast.data.demo import demo_root
 from pseudoseg_fast.data.lists import DataError, Sample, read_classes, read_list, read_tags, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.sampler import StepSampler, mix
+from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
 
 DEMO = "demo"
@@ -115,22 +116,22 @@ class WithTags:
         return torch.tensor([float(label in self.tags[name]) for label in self.classes])
 
 
-def labeled_loader(config: Config, data: Data, stride: int, start: int) -> DataLoader[Any]:
+def labeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
     """Return the labelled batches of the steps from ``start`` on: ``image``, ``mask``, ``valid``, ``name``."""
     return _train_loader(
-        config, data, data.labeled, _weak_view(config, stride), config.optim.batch_size, start, stream=0
+        config, data, data.labeled, _weak_view(config, network), config.optim.batch_size, start, stream=0
     )
 
 
-def unlabeled_loader(config: Config, data: Data, stride: int, start: int) -> DataLoader[Any]:
+def unlabeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
-    views = WeakStrongViews(_weak_view(config, stride), config.data.color_jitter, config.data.cutout)
+    views = WeakStrongViews(_weak_view(config, network), config.data.color_jitter, config.data.cutout)
     batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
     return _train_loader(config, data, data.unlabeled, views, batch_size, start, stream=1)
 
 
-def _weak_view(config: Config, stride: int) -> WeakView:
-    return WeakView(config.data.crop_size, stride, config.data.scales, config.model.mean)
+def _weak_view(config: Config, network: Network) -> WeakView:
+    return WeakView(config.data.crop_size, network.stride, config.data.scales, network.mean.tolist())
 
 
 def _train_loader(

@@ -24,6 +24,7 @@ from pseudoseg_fast.config import Config, parse_config, to_dict
 from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
+from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.method import Teacher, labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
@@ -117,12 +118,11 @@ class Trainer:
         started = time.monotonic() - self.seconds
         meter = Meter()
         unlabeled: Iterator[dict[str, Any]] | None = None
-        stride = self.network.stride
         with tqdm(total=steps, initial=self.step, desc="train", unit="step", dynamic_ncols=True) as bar:
-            for labeled in labeled_loader(self.config, self.data, stride, self.step):
+            for labeled in labeled_loader(self.config, self.data, self.network, self.step):
                 weight = self.config.method.consistency_weight(self.step)
                 if weight and unlabeled is None:
-                    unlabeled = iter(unlabeled_loader(self.config, self.data, stride, self.step))
+                    unlabeled = iter(unlabeled_loader(self.config, self.data, self.network, self.step))
                 batch = next(unlabeled) if weight and unlabeled else None
                 self.corrupt.update([name for used in (labeled, batch) if used for name in used["corrupt"]])
                 meter.add(self.training_step(labeled, batch, weight), labeled, batch)
@@ -316,6 +316,8 @@ def train(config: Config) -> int:
     saved["run"] |= {"resume": None, "overwrite": False}
     (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
     print(trainer.describe())
+    if trainer.fabric.device.type == "cpu":
+        keep_freed_memory()
     with StopSignal() as stop:
         trainer.fit(stop)
     if trainer.step < config.optim.steps:
