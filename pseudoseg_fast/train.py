@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import logging
+import shlex
+import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +36,8 @@ from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.summary import write_summary
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class StopSignal:
@@ -71,14 +78,12 @@ class Trainer:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config = config
         self.checkpoints = folder / "checkpoints"
+        self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
         self.fabric = Fabric(
             accelerator=config.run.accelerator,
             devices=1,
             precision=config.run.precision,
-            loggers=[
-                CSVLogger(folder, name="", version="log"),
-                TensorBoardLogger(folder, name="", version="log"),
-            ],
+            loggers=[self.csv_log, TensorBoardLogger(folder, name="", version="log")],
         )
         torch.manual_seed(config.run.seed)
         self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
@@ -93,6 +98,7 @@ class Trainer:
         self.corrupt = CorruptCounter(total=len(pictures))
         self.step = 0
         self.seconds = 0.0
+        self.scored = 0
         self.scores: Scores | None = None
         self.best: dict[str, Any] | None = None
 
@@ -118,6 +124,9 @@ class Trainer:
         started = time.monotonic() - self.seconds
         meter = Meter()
         unlabeled: Iterator[dict[str, Any]] | None = None
+        # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
+        if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
+            self.evaluate()
         with tqdm(total=steps, initial=self.step, desc="train", unit="step", dynamic_ncols=True) as bar:
             for labeled in labeled_loader(self.config, self.data, self.network, self.step):
                 weight = self.config.method.consistency_weight(self.step)
@@ -129,21 +138,24 @@ class Trainer:
                 self.step += 1
                 self.seconds = time.monotonic() - started
                 bar.update()
-                last = self.step == steps or stop.received
-                if self.step % run.log_every == 0 or last:
+                finished = self.step == steps
+                if self.step % run.log_every == 0 or finished or stop.received:
                     values = meter.read()
                     self.fabric.log_dict(
                         {**values, "lr": learning_rate(self.config.optim, self.step - 1)}, self.step
                     )
                     bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
-                if not stop.received and (self.step % run.eval_every == 0 or last):
-                    self.evaluate()
-                    meter.pause()
-                if self.step % run.checkpoint_every == 0 or last:
+                if finished or (self.step % run.eval_every == 0 and not stop.received):
+                    with meter.paused():
+                        self.evaluate()
+                    self.seconds = time.monotonic() - started
+                stopping = stop.received  # read once: what stops has been saved, whenever the signal comes
+                if self.step % run.checkpoint_every == 0 or finished or stopping:
                     self.save("last.ckpt")
-                self.seconds = time.monotonic() - started
-                if stop.received:
-                    return
+                if stopping:
+                    break
+        for log in self.fabric.loggers:
+            log.finalize("success")
 
     def training_step(
         self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None, weight: float
@@ -188,6 +200,7 @@ class Trainer:
                 self.data.classes,
                 align_corners=self.config.method.align_corners,
             )
+        self.scored = self.step
         named = {f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)}
         self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
         improved = self.best is None or self.scores.miou > self.best["miou"]
@@ -208,6 +221,7 @@ class Trainer:
                 "classes": self.data.classes,
                 "background": self.data.background,
                 "step": self.step,
+                "scored": self.scored,
                 "seconds": self.seconds,
                 "best": self.best,
                 "model": self.network.state_dict(),
@@ -242,10 +256,24 @@ class Trainer:
         if self.teacher:
             self.teacher.model.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
+        self.best = state["best"]
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def continue_log(self) -> None:
+        """Take over what the log in the folder holds up to this step; the logger alone would delete it."""
+        path = Path(self.csv_log.log_dir, "metrics.csv")
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Experiment logs directory .* is not empty")
+            for row in rows:
+                step = int(row.pop("step"))
+                self.csv_log.log_metrics({name: float(value) for name, value in row.items() if value}, step)
 
 
 class Meter:
@@ -262,7 +290,7 @@ class Meter:
         self.pictures += sum(len(batch["name"]) for batch in batches if batch)
 
     def read(self) -> dict[str, float]:
-        """Return the mean of each term, their sum and images/s, and begin again."""
+        """Return the mean of each term and images/s, and begin again."""
         names = list(dict.fromkeys(name for losses in self.losses for name in losses))
         means = {
             name: torch.stack([losses[name] for losses in self.losses if name in losses]).mean()
@@ -274,13 +302,18 @@ class Meter:
         self.began = time.monotonic()
         return values
 
-    def pause(self) -> None:
-        """Leave the time since the last reading out of the rate."""
-        self.began = time.monotonic()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time spent inside out of the rate."""
+        began = time.monotonic()
+        yield
+        self.began += time.monotonic() - began
 
 
 def run_folder(config: Config) -> tuple[Path, Path | None]:
     """Return the folder of the run and the checkpoint to go on with, if any.
+
+    A run goes on in its own folder, or in one that holds no other run.
 
     Raises:
         ValueError: the folder holds a run and nothing says what shall become of it, or there is nothing to resume.
@@ -292,17 +325,27 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
         run.dir = f"runs/{config.method.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(run.dir)
     last = folder / "checkpoints" / "last.ckpt"
+    path = None
     if run.resume:
         path = last if run.resume == "auto" else Path(run.resume)
         if not path.is_file():
             raise ValueError(f"run.resume expects a checkpoint of a run, found no file {path}")
-        return folder, path
+        if path.resolve().parent == last.parent.resolve():
+            return folder, path
     if (folder / "config.yaml").exists() and not run.overwrite:
         raise ValueError(
             f"{folder} already holds a run; go on with it: --run.resume auto, replace it: --run.overwrite true, "
             "or choose another --run.dir"
         )
-    return folder, None
+    return folder, path
+
+
+def clear_folder(folder: Path) -> None:
+    """Delete what a run writes to its folder, and nothing else."""
+    for name in ("checkpoints", "log"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("samples.png", "map.png", "result.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def train(config: Config) -> int:
@@ -311,6 +354,10 @@ def train(config: Config) -> int:
     trainer = Trainer(config, folder)
     if resume:
         trainer.restore(resume)
+    if resume and resume.resolve().parent == trainer.checkpoints.resolve():
+        trainer.continue_log()
+    else:
+        clear_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saved = to_dict(config)
     saved["run"] |= {"resume": None, "overwrite": False}
@@ -323,9 +370,9 @@ def train(config: Config) -> int:
     if trainer.step < config.optim.steps:
         print(
             f"stopped after step {trainer.step} of {config.optim.steps}, all of it saved; to go on:\n"
-            f"  python -m pseudoseg_fast.train --config {folder / 'config.yaml'} --run.resume auto"
+            f"  python -m pseudoseg_fast.train --config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
         )
-        return 130
+        return INTERRUPTED
     write_summary(trainer, folder)
     return 0
 
