@@ -67,11 +67,11 @@ class MethodConfig:
             raise ValueError(
                 "method.ema must be below 1, or the average never moves; 0.99 is common, 0 is off"
             )
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
         for name in ("weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
             value = getattr(self, name)
-            if value < 0:
+            if not value >= 0:
                 raise ValueError(f"method.{name} must not be negative, got {value}")
 
     def consistency_weight(self, step: int) -> float:

@@ -198,8 +198,8 @@ class Network(nn.Module):
         Args:
             images: [B, in_channels, H, W], uint8 or floating, in 0..255; sides are multiples of ``stride``.
             sgc: also compute the class activation maps and the SGC logits.
-            image_labels: classes of each image [B, K], 0 or 1, for the activation maps; None: those that the
-                classifier holds for at least as likely as not.
+            image_labels: classes of each image [B, K], 0 or 1, for the activation maps; None, or NaN for a class:
+                those that the classifier holds for at least as likely as not.
             valid: real pixels [B, H, W], bool, for SGC's attention; None: all are.
 
         Raises:
@@ -218,8 +218,11 @@ class Network(nn.Module):
         if not sgc:
             return Outputs(decoder_logits, class_logits, None, None)
 
+        guess = class_logits.detach() >= 0
         if image_labels is None:
-            image_labels = class_logits.detach() >= 0
+            image_labels = guess
+        elif image_labels.shape == guess.shape:
+            image_labels = torch.where(image_labels.isnan(), guess, image_labels)
         cam = class_activation_map(f5, self.classifier.weight, image_labels)
         if f4.shape[-2:] != f5.shape[-2:]:
             f4 = interpolate(f4, size=f5.shape[-2:], mode="bilinear", align_corners=False)
