@@ -121,8 +121,11 @@ class OptimConfig:
         """Refuse values outside their range."""
         for name in ("lr", "steps", "batch_size", "unlabeled_batch_size"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"optim.{name} must be positive, got {value}")
+        for name in ("encoder_lr", "sgc_lr", "weight_decay", "power", "warmup"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass
@@ -212,48 +215,80 @@ def nearest(word: str, words: list[str]) -> str:
 
 
 class Parser(ArgumentParser):
-    """An argument parser that says in one line what is wrong and, for a mistyped option, what was meant."""
+    """An argument parser that says in a line what is wrong and, for a mistyped option, what was meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with the nearest option for an unknown one, and exit with status 2."""
-        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        unknown = re.search(r"unrecognized arguments: (--[\w.-]+)|does not accept option '([\w.]+)'", message)
-        if unknown:
-            option = unknown.group(1) or f"--{unknown.group(2)}"
-            group = re.search(r"Group '([\w.]+)' does not accept", message)
-            if group and "." not in option:
-                option = f"--{group.group(1)}.{option.removeprefix('--')}"
-            message += nearest(option, known)
+        """Print the message, with a way out where there is one, and exit with status 2.
+
+        Raises:
+            ValueError: the message, in place of the exit, where the parser was made with ``exit_on_error=False``.
+        """
+        if unknown := re.search(r"unrecognized arguments: ([^\s=]+)", message):
+            message += self._meant(unknown.group(1))
+        elif unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+            message += self._meant(f"--{unknown.group(1)}.{unknown.group(2)}")
+        elif unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+            message += self._meant(f"--{unknown.group(1)}")
+        elif "arguments are required: data." in message:
+            message += (
+                f"\nfor a first run on pictures that come with the package: {self.prog} --config demo\n"
+                "for your own: --data.root DIR --data.labeled LIST --data.val LIST --data.classes FILE "
+                "--data.unlabeled LIST_OR_DIR"
+            )
+        if not self.exit_on_error:
+            raise ValueError(message) from ex
         self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists all options\n")
 
+    def _meant(self, unknown: str) -> str:
+        """Return which option was meant, be it typed with its group or without, or that a preset needs --config."""
+        if unknown in presets():
+            return f"; did you mean '--config {unknown}'?"
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        if "." not in unknown:
+            bare = {f"--{name.split('.')[-1].removeprefix('--')}": name for name in known}
+            close = difflib.get_close_matches(unknown, bare, n=1)
+            return f"; did you mean {bare[close[0]]!r}?" if close else ""
+        return nearest(unknown, known)
 
-def make_parser(prog: str, description: str) -> Parser:
+
+def make_parser(prog: str, description: str, *, exit_on_error: bool = True) -> Parser:
     """Return the parser of a whole :class:`Config`."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=exit_on_error)
     parser.add_argument("--config", action="config", help=f"a YAML file or a preset: {', '.join(presets())}")
     parser.add_class_arguments(Config)
     return parser
 
 
 def parse_config(arguments: list[str], prog: str, description: str) -> Config:
-    """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input."""
+    """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input.
+
+    Options count for more than ``--config``, wherever they stand.
+    """
     parser = make_parser(prog, description)
-    resolved = list(arguments)
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
     try:
-        for index, argument in enumerate(resolved):
-            if argument == "--config" and index + 1 < len(resolved):
-                resolved[index + 1] = str(config_path(resolved[index + 1]))
-            elif argument.startswith("--config="):
-                resolved[index] = f"--config={config_path(argument.removeprefix('--config='))}"
-        namespace = parser.parse_args(resolved)
-        return _build(parser, namespace)
+        for argument in rest:
+            option, equals, name = argument.partition("=")
+            if option != "--config":
+                others.append(argument)
+            elif equals or (name := next(rest, "")):
+                configs.append(f"--config={config_path(name)}")
+            else:
+                others.append(argument)  # without a value: the parser says so
+        return _build(parser, parser.parse_args([*configs, *others]))
     except ValueError as error:
         parser.error(str(error))
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Build a :class:`Config` of the plain values that :func:`to_dict` gives."""
-    parser = make_parser("config", "")
+    """Build a :class:`Config` of the plain values that :func:`to_dict` gives.
+
+    Raises:
+        ValueError: an option is unknown, missing or has a bad value.
+    """
+    parser = make_parser("config", "", exit_on_error=False)
     return _build(parser, parser.parse_object(values))
 
 

@@ -146,6 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     path = first.parse_known_args(arguments)[0].checkpoint
     try:
         if path is None:
+            if {"-h", "--help"}.isdisjoint(arguments):
+                parser.error("expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt")
             parser.parse_args(arguments)
         network, config, state = load_network(path)
         parser.set_defaults({f"data.{name}": value for name, value in to_dict(config)["data"].items()})

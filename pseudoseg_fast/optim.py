@@ -10,9 +10,10 @@ from pseudoseg_fast.network import Network
 
 
 def make_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over six groups: encoder, attention head and the rest, each with and without weight decay.
+    """Return SGD or AdamW over groups of one learning rate and one weight decay each.
 
-    Biases and the parameters of norms are not decayed. Each group keeps its factor on the learning rate as "scale".
+    Encoder, attention head and the rest have their own rates; each group keeps its factor as "scale". Biases and the
+    parameters of norms are not decayed.
     """
     scales = {"encoder": config.encoder_lr, "sgc": config.sgc_lr}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -1,0 +1,161 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from pseudoseg_fast import config as configuration
+from pseudoseg_fast.config import Config, from_dict, parse_config, presets, to_dict
+
+DATA = ["--data.root=R", "--data.labeled=l", "--data.unlabeled=u", "--data.val=v", "--data.classes=c"]
+
+
+def parse(*arguments):
+    return parse_config(list(arguments), "python -m pseudoseg_fast.train", "")
+
+
+def refusal(capsys, *arguments):
+    """What a command line that is refused with status 2 prints."""
+    with pytest.raises(SystemExit) as end:
+        parse(*arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_options_without_a_file():
+    config = parse(*DATA, "--method.gamma=0.25", "--data.background=3", "--data.scales=[1, 1.5]")
+    assert isinstance(config, Config)
+    assert config.data.root == "R"
+    assert config.method.gamma == 0.25
+    assert config.data.background == 3
+    assert config.data.scales == (1.0, 1.5)
+    assert config.optim == configuration.OptimConfig()
+    assert parse(*DATA, "--data.background=null").data.background is None
+    assert parse(*DATA).data.background == "auto"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_survive_a_round_trip(name, tmp_path):
+    config = parse("--config", name)
+    assert from_dict(to_dict(config)) == config
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    assert parse("--config", str(path)) == config
+
+
+def test_every_odd_value_survives_a_round_trip(tmp_path):
+    config = parse(
+        *DATA,
+        "--data.background=null",
+        "--data.short_side=96",
+        "--model.in_channels=1",
+        "--model.mean=[0.5]",
+        "--model.std=[0.25]",
+        '--model.decoder={"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}',
+        "--optim.weight_decay=1e-4",
+        "--run.dir=a folder",
+        "--run.precision=bf16-mixed",
+    )
+    assert config.optim.weight_decay == 0.0001
+    assert config.model.decoder == {"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    assert parse("--config", str(path)) == config
+
+
+@pytest.mark.parametrize("spelling", [["--config", "demo"], ["--config=demo"]], ids=["space", "equals"])
+@pytest.mark.parametrize("before", [True, False], ids=["option first", "preset first"])
+def test_options_replace_the_presets_wherever_they_stand(spelling, before):
+    preset = parse("--config", "demo")
+    option = [f"--optim.steps={preset.optim.steps + 1}"]
+    config = parse(*option, *spelling) if before else parse(*spelling, *option)
+    assert config == dataclasses.replace(
+        preset, optim=dataclasses.replace(preset.optim, steps=preset.optim.steps + 1)
+    )
+
+
+def test_a_later_file_replaces_an_earlier_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {steps: 7}\n")
+    config = parse("--config", "demo", "--config", str(path))
+    assert config.optim.steps == 7
+    assert config.data == parse("--config", "demo").data
+
+
+def test_a_file_counts_for_more_than_a_preset_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text(yaml.safe_dump({"data": {"root": "here"}}))
+    assert parse(*DATA[1:], "--config", "demo").data.root == "here"
+
+
+BAD = {
+    "nothing given": (
+        [],
+        ["data.root, data.labeled, data.val, data.classes", "--config demo", "--data.root DIR"],
+    ),
+    "half of the data": (DATA[:2], ["required: data.val, data.classes", "--data.unlabeled LIST_OR_DIR"]),
+    "unknown preset": (["--config", "demoo"], ["presets demo", "'demoo'", "did you mean 'demo'?"]),
+    "unknown preset, other spelling": (["--config=dmo"], ["'dmo'", "did you mean 'demo'?"]),
+    "no preset": (["--config"], ["--config: expected one argument"]),
+    "forgotten --config": (["demo"], ["unrecognized arguments: demo", "did you mean '--config demo'?"]),
+    "unknown option": ([*DATA, "--optim.stepz=3"], ["--optim.stepz", "did you mean '--optim.steps'?"]),
+    "unknown group": ([*DATA, "--metod.gamma", "1"], ["--metod.gamma", "did you mean '--method.gamma'?"]),
+    "no group": ([*DATA, "--batch_sise", "1"], ["--batch_sise", "did you mean '--optim.batch_size'?"]),
+    "abbreviated": ([*DATA, "--optim.step=1"], ["--optim.step=1", "did you mean '--optim.steps'?"]),
+    "no number": ([*DATA, "--optim.steps=many"], ["optim.steps", "many"]),
+    "unknown method": (
+        [*DATA, "--method.name=unimatch"],
+        ["method.name", "'pseudoseg', 'supervised'", "unimatch"],
+    ),
+    "gamma": ([*DATA, "--method.gamma=1.5"], ["method.gamma must be in [0, 1], got 1.5"]),
+    "log_every": ([*DATA, "--run.log_every=0"], ["run.log_every must be at least 1 step, got 0"]),
+    "no unlabelled pictures": (
+        [option for option in DATA if "unlabeled" not in option],
+        ["method.name pseudoseg", "--data.unlabeled LIST_OR_DIR", "--method.name supervised"],
+    ),
+    "no tags": ([*DATA, "--method.image_labels=true"], ["give --data.tags FILE"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD.values(), ids=BAD)
+def test_bad_command_lines_say_what_to_do(capsys, arguments, expected):
+    message = refusal(capsys, *arguments)
+    assert message.startswith("python -m pseudoseg_fast.train: error: ")
+    assert message.endswith("python -m pseudoseg_fast.train --help lists all options\n")
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim: {stepz: 3}", "Group 'optim' does not accept option 'stepz'; did you mean '--optim.steps'?"),
+        ("optimm: {steps: 3}", "'optimm.steps' is not accepted; did you mean '--optim.steps'?"),
+        ("optim: [", "Problems parsing config"),
+    ],
+    ids=["option", "group", "no YAML"],
+)
+def test_bad_files_say_what_is_wrong(capsys, tmp_path, text, expected):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert expected in refusal(capsys, *DATA, "--config", str(tmp_path / "bad.yaml"))
+
+
+def test_a_run_that_needs_no_unlabelled_pictures_may_leave_them_out():
+    without = [option for option in DATA if "unlabeled" not in option]
+    assert parse(*without, "--method.name=supervised").data.unlabeled is None
+
+
+def test_bad_plain_values_raise_and_do_not_exit():
+    values = to_dict(parse("--config", "demo"))
+    with pytest.raises(ValueError, match=r"'stepz'; did you mean '--optim.steps'"):
+        from_dict(values | {"optim": {"stepz": 3}})
+    with pytest.raises(ValueError, match=r"data.root"):
+        from_dict(values | {"data": {}})
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for group, options in dataclasses.asdict(parse("--config", "demo")).items():
+        assert all(f"--{group}.{name} " in shown for name in options)
