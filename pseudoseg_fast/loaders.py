@@ -77,6 +77,11 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         unlabeled=read_unlabeled(config.unlabeled, root) if unlabeled and config.unlabeled else [],
         tags=read_tags(config.tags, classes, root) if unlabeled and config.tags else {},
     )
+    if data.tags and data.tags.keys().isdisjoint(sample.name for sample in data.unlabeled):
+        raise DataError(
+            f"{config.tags} tags no picture of {config.unlabeled}: its names must be those of the list, such as "
+            f"{data.unlabeled[0].name}, got {next(iter(data.tags))}"
+        )
     check_masks([*data.labeled, *data.val], len(classes))
     return data
 

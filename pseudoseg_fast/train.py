@@ -94,6 +94,10 @@ class Trainer:
         self.model, self.optimizer = self.fabric.setup(network, make_optimizer(network, config.optim))
         if self.teacher:
             self.teacher.model.to(self.fabric.device)
+        # Made again when training begins; what they refuse is refused before the folder is touched.
+        labeled_loader(config, self.data, network, 0)
+        if self.data.unlabeled:
+            unlabeled_loader(config, self.data, network, 0)
         pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
         self.corrupt = CorruptCounter(total=len(pictures))
         self.step = 0
