@@ -3,7 +3,8 @@
 python -m bench.label_quality RUN/checkpoints/last.ckpt --list splits/all.txt
 
 Prints the mIoU of the decoder alone, of SGC alone and of their fusion, as the weak view would make them, without
-augmentation; and of the fusion for tags given instead of predicted.
+augmentation, in batches drawn as in training (SGC normalises over its batch); and the same with true image-level
+labels in the place of predicted ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import random
 
 import torch
 from torch import Tensor
@@ -67,6 +69,7 @@ def main() -> None:
     if options.list:
         config.data.val = options.list
     data = read_data(config.data, labeled=False, unlabeled=False)
+    random.Random(0).shuffle(data.val)
     scores = label_quality(network, config.method, val_loader(config.data, data), data.classes)
     print(
         json.dumps({"step": state["step"], **{kind: round(score.miou, 4) for kind, score in scores.items()}})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.evaluate import Scores, evaluate
@@ -70,29 +74,46 @@ def draw_samples(
     network: Network,
     method: MethodConfig,
     data: Data,
-    loader: Any,
+    loader: DataLoader[Any],
     predictions: dict[str, Pixels],
     colors: Pixels,
-) -> Any:
+) -> Image.Image:
     """Draw input, truth, pseudo label and prediction of a few val pictures, evenly spread over the list.
 
-    The pseudo label is what the network would have learnt from, had the picture been an unlabelled one: SGC and decoder
-    fused and sharpened, its most likely class, paler where it is less sure.
+    The pseudo label is what these pictures, had they been an unlabelled batch, would have taught: decoder and SGC fused
+    and sharpened, its most likely class, paler where it is less sure. A supervised run has no SGC: the decoder alone.
     """
+    if method.name == "supervised":
+        method = dataclasses.replace(method, gamma=1.0)
+    indices = np.unique(np.linspace(0, len(data.val) - 1, EXAMPLES).round().astype(int))
+    samples = [loader.dataset[int(index)] for index in indices]
+    images, valid = network.pad(*stack([sample["image"] for sample in samples], network.mean))
     device = next(network.parameters()).device
-    network.eval()
+    outputs = network.eval()(images.to(device), sgc=True, valid=valid.to(device))
+    height, width = images.shape[-2:]
+    label = pseudo_label(method, outputs, (height, width))
     rows = []
-    for index in np.unique(np.linspace(0, len(data.val) - 1, EXAMPLES).round().astype(int)):
-        sample = loader.dataset[int(index)]
-        image = sample["image"]
-        padded, valid = network.pad(image[None].to(device))
-        height, width = padded.shape[-2:]
-        outputs = network(padded, sgc=True, valid=valid)
-        label = pseudo_label(method, outputs, (height, width))[0, :, : image.shape[1], : image.shape[2]]
-        confidence, classes = (part.cpu().numpy() for part in label.max(0))
-        picture = image.permute(1, 2, 0).numpy()
-        truth = visualize.colorize(sample["mask"].numpy(), colors)
-        guess = visualize.colorize(classes.astype(np.uint8), colors)
-        guess = np.round(255 - (255 - guess) * confidence[..., None]).astype(np.uint8)
-        rows.append([picture, truth, guess, visualize.colorize(predictions[sample["name"]], colors)])
+    for sample, (confidence, ids) in zip(samples, zip(*label.cpu().max(1), strict=True), strict=True):
+        height, width = sample["image"].shape[-2:]
+        guess = visualize.colorize(ids[:height, :width].to(torch.uint8).numpy(), colors)
+        opacity = confidence[:height, :width, None].numpy()
+        rows.append(
+            [
+                sample["image"].permute(1, 2, 0).numpy(),
+                visualize.colorize(sample["mask"].numpy(), colors),
+                np.round(255 - (255 - guess) * opacity).astype(np.uint8),
+                visualize.colorize(predictions[sample["name"]], colors),
+            ]
+        )
     return visualize.grid(rows, ["input", "truth", "pseudo label", "prediction"], data.classes, colors)
+
+
+def stack(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Stack uint8 images [C, H, W] of any sizes, padded with the mean pixel; return their valid pixels, too."""
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    canvas = (255 * mean.cpu()).round().to(torch.uint8)[:, None, None].repeat(len(images), 1, height, width)
+    valid = torch.zeros(len(images), height, width, dtype=torch.bool)
+    for index, image in enumerate(images):
+        canvas[index, :, : image.shape[1], : image.shape[2]] = image
+        valid[index, : image.shape[1], : image.shape[2]] = True
+    return canvas, valid
