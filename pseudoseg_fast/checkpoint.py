@@ -21,7 +21,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: the folder cannot be written or the disk is full; the former file is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")  # what a killed process leaves, the next save overwrites
+    # One name for all saves: what a killed process leaves, the next one overwrites.
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
