@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
     if scores is None or best is None:
         raise RuntimeError("a summary needs scores: call it after the last step has been evaluated")
     colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
+    if config.data.root != DEMO:
+        # The map alone shows all val pictures; the predictions of a large set would fill the memory.
+        data = dataclasses.replace(data, val=[data.val[index] for index in spread(len(data.val))])
     predictions: dict[str, Pixels] = {}
 
     def keep(sample: dict[str, Any], labels: Tensor) -> None:
@@ -51,13 +55,18 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
     result = {
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
-        "miou": {"best": best["miou"], "best_step": best["step"], "last": scores.miou},
-        "iou": dict(zip(scores.classes, scores.iou, strict=True)),
+        "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
+        "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(describe(scores, best, trainer.seconds))
     for name, path in {**written, "checkpoints": trainer.checkpoints, "run": folder}.items():
         print(f"{name + ':':<13} {path}")
+
+
+def known(score: float) -> float | None:
+    """Return a score as JSON, which has no NaN, can hold it: None for that of a class that is nowhere."""
+    return None if math.isnan(score) else score
 
 
 def describe(scores: Scores, best: dict[str, Any], seconds: float) -> str:
@@ -85,8 +94,7 @@ def draw_samples(
     """
     if method.name == "supervised":
         method = dataclasses.replace(method, gamma=1.0)
-    indices = np.unique(np.linspace(0, len(data.val) - 1, EXAMPLES).round().astype(int))
-    samples = [loader.dataset[int(index)] for index in indices]
+    samples = [loader.dataset[index] for index in spread(len(data.val))]
     images, valid = network.pad(*stack([sample["image"] for sample in samples], network.mean))
     device = next(network.parameters()).device
     outputs = network.eval()(images.to(device), sgc=True, valid=valid.to(device))
@@ -99,13 +107,18 @@ def draw_samples(
         opacity = confidence[:height, :width, None].numpy()
         rows.append(
             [
-                sample["image"].permute(1, 2, 0).numpy(),
+                sample["image"].expand(3, -1, -1).permute(1, 2, 0).numpy(),
                 visualize.colorize(sample["mask"].numpy(), colors),
                 np.round(255 - (255 - guess) * opacity).astype(np.uint8),
                 visualize.colorize(predictions[sample["name"]], colors),
             ]
         )
     return visualize.grid(rows, ["input", "truth", "pseudo label", "prediction"], data.classes, colors)
+
+
+def spread(total: int) -> list[int]:
+    """Return at most ``EXAMPLES`` indices, evenly spread over ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, EXAMPLES).round().astype(int)).tolist()
 
 
 def stack(images: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn.functional import interpolate
+
+from pseudoseg_fast import evaluate as module
+from pseudoseg_fast.evaluate import Scores, evaluate, group_by_size, predict
+from pseudoseg_fast.network import Network
+
+
+def random_images(batch, height, width):
+    """Patches of colour, so that labels differ from place to place."""
+    patches = torch.randint(256, (batch, 3, -(-height // 8), -(-width // 8)), dtype=torch.uint8)
+    return patches.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, :, :height, :width].contiguous()
+
+
+@pytest.fixture(scope="module")
+def network():
+    """An untrained network that predicts every class somewhere."""
+    torch.manual_seed(0)
+    network = Network("DeepLabV3Plus", tiny.ENCODER, None, classes=3, attention_dim=4)
+    with torch.no_grad():
+        for _ in range(20):
+            network(random_images(4, 64, 64))  # gives the batch norms their statistics
+        logits = network.eval()(random_images(4, 64, 64)).decoder_logits
+        network.segmentation_head[0].bias.sub_(logits.mean((0, 2, 3)))
+    return network
+
+
+def random_samples(sizes, classes=3, mask_sizes=None):
+    return [
+        {
+            "name": str(index),
+            "image": random_images(1, *size)[0],
+            "mask": torch.randint(classes, mask_size, dtype=torch.uint8),
+        }
+        for index, (size, mask_size) in enumerate(zip(sizes, mask_sizes or sizes, strict=True))
+    ]
+
+
+def test_scores_of_a_confusion_matrix():
+    confusion = torch.tensor([[6, 2, 0, 0], [0, 3, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    scores = Scores.from_confusion(confusion, ["a", "b", "nowhere", "predicted"])
+    assert scores.iou[:2] == (6 / 8, 3 / 6)
+    assert math.isnan(scores.iou[2])
+    assert scores.iou[3] == 0
+    assert scores.pixels == (8, 4, 0, 0)
+    assert scores.miou == pytest.approx((6 / 8 + 3 / 6 + 0) / 3)
+    assert [line.split() for line in scores.table().splitlines()] == [
+        ["class", "IoU", "%", "pixels", "%"],
+        ["a", "75.00", "66.67"],
+        ["b", "50.00", "33.33"],
+        ["nowhere", "nan", "0.00"],
+        ["predicted", "0.00", "0.00"],
+        ["mIoU", "41.67"],
+    ]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(32, 48), (33, 41), (5, 70)], ids=str)
+def test_labels_of_a_padded_image_are_cut_from_the_padded_prediction(network, size, align_corners):
+    height, width = size
+    images = random_images(2, *size)
+    padded = network.pad(images)[0]
+    with torch.no_grad():
+        logits = network(padded).decoder_logits
+        full = interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=align_corners)
+        labels = predict(network, images, size, align_corners=align_corners)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), full[:, :, :height, :width].argmax(1))
+    assert len(labels.unique()) > 1
+
+
+def test_labels_come_at_the_size_that_is_wanted(network):
+    images = random_images(1, 32, 48)
+    with torch.no_grad():
+        logits = network(images).decoder_logits
+        labels = predict(network, images, (64, 96))
+    expected = interpolate(logits, size=(64, 96), mode="bilinear").argmax(1)
+    assert torch.equal(labels.long(), expected)
+
+
+def test_groups_have_one_size_of_image_and_of_mask():
+    samples = random_samples([(4, 5), (5, 4), (4, 5), (4, 5)], mask_sizes=[(4, 5), (4, 5), (8, 10), (4, 5)])
+    groups = [[sample["name"] for sample in group] for group in group_by_size(samples)]
+    assert groups == [["0", "3"], ["1"], ["2"]]
+
+
+def test_scores_are_those_counted_by_hand(network):
+    samples = random_samples([(32, 48), (33, 41), (32, 48)])
+    samples[0]["mask"][4:20] = 255
+    seen = {}
+    scores = evaluate(
+        network,
+        [samples[:2], samples[2:]],
+        tiny.CLASSES,
+        watch=lambda sample, labels: seen.update({sample["name"]: labels}),
+    )
+
+    truth, guess = [], []
+    for sample in samples:
+        with torch.no_grad():
+            labels = predict(network, sample["image"][None], sample["mask"].shape)[0]
+        assert torch.equal(labels, seen[sample["name"]])
+        counted = sample["mask"] != 255
+        truth.append(sample["mask"][counted].numpy())
+        guess.append(labels[counted].numpy())
+    truth, guess = np.concatenate(truth), np.concatenate(guess)
+    for index in range(3):
+        both, either = (truth == index) & (guess == index), (truth == index) | (guess == index)
+        assert scores.iou[index] == pytest.approx(both.sum() / either.sum())
+    assert scores.pixels == tuple(int((truth == index).sum()) for index in range(3))
+    assert scores.classes == tiny.CLASSES
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_networks_mode_and_statistics_are_left_as_they_were(network, training):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        network.train(training)
+        evaluate(network, [random_samples([(32, 32)])], tiny.CLASSES)
+        assert network.training is training
+    finally:
+        network.eval()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt"),
+        (["--checkpoint", "none.ckpt"], "found no file none.ckpt"),
+        (["--data.val", "val.txt"], "expected --checkpoint FILE"),
+    ],
+    ids=["nothing", "no such file", "data alone"],
+)
+def test_a_command_line_without_a_checkpoint_is_refused(capsys, arguments, message):
+    assert tiny.status(module.main, arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_needs_no_checkpoint(capsys):
+    assert tiny.status(module.main, ["--help"]) == 0
+    assert "--data.val" in capsys.readouterr().out
