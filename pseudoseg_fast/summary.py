@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pseudoseg_fast.train import Trainer
 
 EXAMPLES = 6
+SUMMARY_FILES = ("samples.png", "map.png", "result.json")
 
 
 def write_summary(trainer: Trainer, folder: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import datetime
 import logging
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -35,7 +34,7 @@ from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.sgc import image_labels_from_mask
-from pseudoseg_fast.summary import write_summary
+from pseudoseg_fast.summary import SUMMARY_FILES, write_summary
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -336,7 +335,7 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
             raise ValueError(f"run.resume expects a checkpoint of a run, found no file {path}")
         if path.resolve().parent == last.parent.resolve():
             return folder, path
-    if (folder / "config.yaml").exists() and not run.overwrite:
+    if ((folder / "config.yaml").exists() or last.exists()) and not run.overwrite:
         raise ValueError(
             f"{folder} already holds a run; go on with it: --run.resume auto, replace it: --run.overwrite true, "
             "or choose another --run.dir"
@@ -345,11 +344,10 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
 
 
 def clear_folder(folder: Path) -> None:
-    """Delete what a run writes to its folder, and nothing else."""
-    for name in ("checkpoints", "log"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("samples.png", "map.png", "result.json"):
-        (folder / name).unlink(missing_ok=True)
+    """Delete the files that a run writes to its folder, and nothing else."""
+    for pattern in ("checkpoints/*.ckpt", "log/metrics.csv", "log/events.out.tfevents.*", *SUMMARY_FILES):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def train(config: Config) -> int:
@@ -360,7 +358,7 @@ def train(config: Config) -> int:
         trainer.restore(resume)
     if resume and resume.resolve().parent == trainer.checkpoints.resolve():
         trainer.continue_log()
-    else:
+    elif config.run.overwrite:
         clear_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saved = to_dict(config)
