@@ -345,7 +345,13 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
 
 def clear_folder(folder: Path) -> None:
     """Delete the files that a run writes to its folder, and nothing else."""
-    for pattern in ("checkpoints/*.ckpt", "log/metrics.csv", "log/events.out.tfevents.*", *SUMMARY_FILES):
+    for pattern in (
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "log/metrics.csv",
+        "log/events.out.tfevents.*",
+        *SUMMARY_FILES,
+    ):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -1,6 +1,9 @@
 """A data set of eight small pictures, and the command line that trains a network of a few layers on it."""
 
+import csv
+
 import numpy as np
+import torch
 from PIL import Image
 
 HEIGHT, WIDTH = 40, 48
@@ -70,3 +73,14 @@ def status(main, arguments):
         return main(arguments)
     except SystemExit as end:
         return end.code
+
+
+def checkpoint(folder, name="last"):
+    """The state in one of a run's checkpoints."""
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def log(folder):
+    """The rows of a run's CSV log, without empty columns, as numbers."""
+    with (folder / "log" / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

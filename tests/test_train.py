@@ -1,0 +1,215 @@
+"""Training from lists to results, in this process and in a few steps."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from PIL import Image
+
+from pseudoseg_fast import evaluate, train
+
+LEARNING = {
+    "data.crop_size": 48,
+    "optim.name": "adamw",
+    "optim.lr": 0.005,
+    "optim.batch_size": 4,
+    "optim.steps": 30,
+    "run.log_every": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc;square", "images/2.png,disc"])
+    tiny.write(root / "no_background.txt", ["ground", "disc", "square"])
+    return root
+
+
+def run(root, folder, changes=None):
+    assert train.main(tiny.options(root, folder, changes)) == 0
+
+
+def percent(pattern, text):
+    return float(re.search(pattern, text).group(1))
+
+
+VARIANTS = {
+    "supervised without unlabelled list": {"method.name": "supervised", "data.unlabeled": None},
+    "supervised with a teacher": {"method.name": "supervised", "method.ema": 0.9},
+    "teacher": {"method.ema": 0.9},
+    "no background": {"data.classes": "no_background.txt"},
+    "background of another name": {"data.classes": "no_background.txt", "data.background": 0},
+    "supervised, no background": {"method.name": "supervised", "data.classes": "no_background.txt"},
+    "tags": {"method.image_labels": "true", "data.tags": "tags.csv"},
+    "label at crop size, aligned corners": {"method.label_size": "crop", "method.align_corners": "true"},
+    "hard label over a threshold": {"method.hard": "true", "method.threshold": 0.5, "method.norm": "none"},
+    "crop larger than the picture": {"data.crop_size": 64},
+    "crop that the stride does not divide": {"data.crop_size": 37, "method.label_size": "crop"},
+    "batch larger than the set": {"optim.batch_size": 5},
+    "more unlabelled pictures than labelled ones": {"optim.unlabeled_batch_size": 3},
+    "late and ramped consistency": {"method.start_u": 1, "method.ramp_u": 2},
+    "folder of unlabelled pictures": {"data.unlabeled": "images"},
+    "resized pictures": {"data.short_side": 24, "data.scales": [0.5, 2.0], "data.cache": "true"},
+    "grey pictures": {"model.in_channels": 1},
+    "another architecture": {"model.arch": "FPN", "optim.name": "adamw"},
+    "bfloat16": {"run.precision": "bf16-mixed"},
+    "worker processes": {"data.workers": 2},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, capsys, changes):
+    folder = tmp_path / "run"
+    run(root, folder, {"run.eval_every": 2, "run.log_every": 1, **changes})
+    printed = capsys.readouterr().out
+
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 3
+    classes = (root / (changes.get("data.classes") or "classes.txt")).read_text().split()
+    assert list(result["iou"]) == classes
+    scores = [iou for iou in result["iou"].values() if iou is not None]
+    assert result["miou"]["last"] == pytest.approx(np.mean(scores))
+    assert 0 <= result["miou"]["last"] <= result["miou"]["best"] <= 1
+
+    for name, step in (("best", result["miou"]["best_step"]), ("last", 3)):
+        printed_score = percent(rf"{name} ([\d.]+) %", printed)
+        assert printed_score == round(100 * result["miou"][name], 2)
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        options = ["--checkpoint", str(path), "--accelerator=cpu", "--data.workers=0"]
+        assert evaluate.main(options) == 0
+        repeated = capsys.readouterr().out
+        assert f"{path}, step {step}, on 3 pictures of val.txt" in repeated
+        assert percent(r"mIoU +([\d.]+)", repeated) == printed_score
+
+    for name in ("samples.png", "checkpoints", "log/metrics.csv"):
+        assert (folder / name).exists()
+    with Image.open(folder / "samples.png") as samples:
+        assert samples.width > 4 * 192
+    rows = tiny.log(folder)
+    losses = [row for row in rows if "L_s" in row]
+    assert [row["step"] for row in losses] == [1, 2, 3]
+    assert all(math.isfinite(value) for row in losses for value in row.values())
+    assert [row["mIoU"] for row in rows if "mIoU" in row][-1] == pytest.approx(result["miou"]["last"])
+
+
+def test_loss_terms_appear_when_they_are_learnt(root, tmp_path):
+    def terms(changes):
+        run(root, tmp_path / "run", {"run.log_every": 1, "run.overwrite": "true", **changes})
+        rows = [row for row in tiny.log(tmp_path / "run") if "L_s" in row]
+        return ["".join(sorted(name[2:] for name in row if name.startswith("L_"))) for row in rows]
+
+    assert terms({}) == ["ssaux"] * 3
+    assert terms({"method.name": "supervised", "data.unlabeled": None}) == ["sx"] * 3
+    assert terms({"method.start_u": 2}) == ["ssax", "ssax", "ssaux"]
+    assert terms({"method.weight_x": 0, "method.weight_sa": 0}) == ["su"] * 3
+
+
+def test_the_log_has_the_learning_rate_of_each_step(root, tmp_path):
+    run(root, tmp_path / "run", {"run.log_every": 1, "optim.lr": 0.5, "optim.power": 1, "optim.warmup": 2})
+    rates = [row["lr"] for row in tiny.log(tmp_path / "run") if "lr" in row]
+    assert rates == pytest.approx([0.25, 0.5 * 2 / 3, 0.5 / 3])
+
+
+def test_both_methods_start_from_the_same_weights_and_see_the_same_labelled_batches(root, tmp_path):
+    first = []
+    for name in ("pseudoseg", "supervised"):
+        changes = {"method.name": name, "optim.steps": 1, "run.log_every": 1, "run.seed": 3}
+        run(root, tmp_path / name, changes)
+        first.append(next(row for row in tiny.log(tmp_path / name) if "L_s" in row))
+    assert first[0]["L_s"] == first[1]["L_s"]
+    assert first[0]["L_x"] == first[1]["L_x"]
+
+
+def test_before_the_first_unlabelled_step_only_sgc_differs_from_supervised(root, tmp_path):
+    run(root, tmp_path / "supervised", {"method.name": "supervised"})
+    run(root, tmp_path / "pseudoseg", {"method.start_u": 3})
+    one, other = (tiny.checkpoint(tmp_path / name)["model"] for name in ("supervised", "pseudoseg"))
+    changed = {name.split(".")[0] for name, value in one.items() if not torch.equal(value, other[name])}
+    assert changed == {"sgc"}
+
+
+def test_the_saved_configuration_repeats_the_run(root, tmp_path):
+    run(root, tmp_path / "one", {"method.ema": 0.5, "data.scales": [0.5, 1.0], "run.eval_every": 1})
+    again = ["--config", str(tmp_path / "one" / "config.yaml"), f"--run.dir={tmp_path / 'two'}"]
+    assert train.main(again) == 0
+
+    one, two = (tiny.checkpoint(tmp_path / name) for name in ("one", "two"))
+    for part in ("model", "teacher"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+    saved = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("one", "two")]
+    assert saved[0].pop("run")["dir"] == str(tmp_path / "one")
+    assert saved[1].pop("run")["dir"] == str(tmp_path / "two")
+    assert saved[0] == saved[1]
+
+
+def test_another_seed_is_another_run(root, tmp_path):
+    for seed in (0, 1):
+        run(root, tmp_path / str(seed), {"run.seed": seed, "optim.steps": 1})
+    weights = [tiny.checkpoint(tmp_path / str(seed))["model"]["classifier.weight"] for seed in (0, 1)]
+    assert not torch.equal(*weights)
+
+
+def test_the_teacher_is_what_is_evaluated(root, tmp_path, capsys):
+    run(root, tmp_path / "run", {"method.ema": 0.9})
+    state = tiny.checkpoint(tmp_path / "run")
+    name = "classifier.weight"
+    assert not torch.equal(state["teacher"][name], state["model"][name])
+    network = evaluate.load_network(tmp_path / "run" / "checkpoints" / "last.ckpt")[0]
+    assert torch.equal(network.state_dict()[name], state["teacher"][name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method.name": "supervised"}, {"method.ema": 0.9}],
+    ids=["supervised", "pseudoseg with a teacher"],
+)
+def test_a_run_learns_an_easy_set(root, tmp_path, changes):
+    run(root, tmp_path / "run", LEARNING | changes)
+    losses = [row["L_s"] for row in tiny.log(tmp_path / "run") if "L_s" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["miou"]["last"] > 0.6  # predicting the background alone scores 0.27
+
+
+def test_without_a_folder_a_run_makes_one(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(root, None, {"method.name": "supervised", "optim.steps": 1})
+    folders = list((tmp_path / "runs").iterdir())
+    assert [re.sub(r"\d", "0", folder.name) for folder in folders] == ["supervised-00000000-000000"]
+    assert f"run:          runs/{folders[0].name}" in capsys.readouterr().out
+
+
+def test_a_class_that_is_nowhere_has_no_score(root, tmp_path, monkeypatch):
+    tiny.write(tmp_path / "classes.txt", [*tiny.CLASSES, "unicorn"])
+
+    def no_unicorns(*arguments, **options):
+        labels = predict(*arguments, **options)
+        return labels * (labels != 3)
+
+    predict = evaluate.predict
+    monkeypatch.setattr(evaluate, "predict", no_unicorns)
+    run(root, tmp_path / "run", {"data.classes": tmp_path / "classes.txt"})
+    text = (tmp_path / "run" / "result.json").read_text()
+    result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert result["iou"]["unicorn"] is None
+    assert result["miou"]["last"] > 0
+
+
+def test_the_rate_counts_neither_evaluations_nor_pictures_twice(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    meter = train.Meter()
+    batch = {"name": ["a", "b"]}
+    losses = [{"L_s": 1.0, "L_u": 3.0}, {"L_s": 2.0}]
+    for loss in losses:
+        clock[0] += 1
+        meter.add({name: torch.tensor(value) for name, value in loss.items()}, batch, None)
+        with meter.paused():
+            clock[0] += 10
+    assert meter.read() == {"L_s": 1.5, "L_u": 3.0, "images/s": 2.0}
