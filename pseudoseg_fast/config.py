@@ -178,6 +178,10 @@ class Config:
                 "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, "
                 "or --method.name supervised to go without"
             )
+        if self.method.image_labels and self.method.cutmix:
+            raise ValueError(
+                "method.image_labels and method.cutmix do not go together: the tags are of whole pictures; set one to 0"
+            )
         if self.method.image_labels and self.data.tags is None:
             raise ValueError(
                 "method.image_labels needs tags of the unlabelled pictures: give --data.tags FILE"

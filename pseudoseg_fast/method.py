@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,7 @@ class MethodConfig:
         threshold: leave out pixels whose label has a smaller maximum.
         label_size: make the label at the decoder's size, as the authors' code does, or at the "crop" size.
         align_corners: how maps are resized, as in torch.nn.functional.interpolate.
+        cutmix: share of unlabelled batches in which each strong view gets a rectangle of another one, label included.
         image_labels: image-level mode: tags of unlabelled pictures, where given, replace the classifier's guess and
             are what the classifier learns from.
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
@@ -49,6 +51,7 @@ class MethodConfig:
     threshold: float = 0.0
     label_size: Literal["decoder", "crop"] = "decoder"
     align_corners: bool = False
+    cutmix: float = 0.0
     image_labels: bool = False
     weight_sa: float = 1.0
     weight_x: float = 1.0
@@ -59,7 +62,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("gamma", "threshold", "ema"):
+        for name in ("gamma", "threshold", "cutmix", "ema"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"method.{name} must be in [0, 1], got {value}")
@@ -148,6 +151,41 @@ def unlabeled_losses(
             )
         losses["L_x"] = config.weight_x * classification_loss(strong.class_logits, image_labels)
     return losses
+
+
+def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[Tensor, Outputs, Tensor]:
+    """Paste a rectangle of each picture's neighbour in the batch over it (CutMix; French et al., BMVC 2020).
+
+    The rectangle has half of the picture's area, any shape and place, and edges on the grid of the deepest features,
+    which are whole pixels of every map: so pictures, logits and validity are mixed alike, none blended.
+
+    Args:
+        strong: [B, 3, H, W] images, sides multiples of ``stride``.
+        weak: outputs of the weak view, the decoder's and SGC's logits.
+        valid: [B, H, W] bool.
+        stride: of the network.
+
+    Returns:
+        The three of them, mixed.
+    """
+    rows, columns = (side // stride for side in strong.shape[-2:])
+    inside = torch.zeros(len(strong), rows, columns, dtype=torch.bool)
+    for box in inside:
+        height = int(torch.randint(math.ceil(rows / 2), rows + 1, ()))
+        width = min(columns, round(rows * columns / 2 / height))
+        top = int(torch.randint(rows - height + 1, ()))
+        left = int(torch.randint(columns - width + 1, ()))
+        box[top : top + height, left : left + width] = True
+    inside = inside.to(strong.device)
+
+    def mix(maps: Tensor) -> Tensor:
+        box = resize_valid(inside, (maps.shape[-2], maps.shape[-1]))
+        return torch.where(box if maps.ndim == 3 else box[:, None], maps.roll(1, 0), maps)
+
+    if weak.sgc_logits is None:
+        raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
+    mixed = weak._replace(decoder_logits=mix(weak.decoder_logits), sgc_logits=mix(weak.sgc_logits))
+    return mix(strong), mixed, mix(valid)
 
 
 def pseudo_label(config: MethodConfig, weak: Outputs, size: tuple[int, int] | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.method import Teacher, labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import Teacher, cut_mix, labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
@@ -185,7 +185,10 @@ class Trainer:
                 labeler = self.teacher.model if self.teacher else self.model
                 with self.fabric.autocast():
                     weak = labeler(unlabeled["weak"].to(device), sgc=True, image_labels=tags, valid=valid)
-            strong = self.model(unlabeled["strong"].to(device))
+            images = unlabeled["strong"].to(device)
+            if float(torch.rand(())) < method.cutmix:
+                images, weak, valid = cut_mix(images, weak, valid, self.network.stride)
+            strong = self.model(images)
             losses |= unlabeled_losses(method, weight, strong, weak, valid, tags)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(sum(losses.values(), torch.zeros((), device=device)))

@@ -12,6 +12,7 @@ from pseudoseg_fast.method import (
     MethodConfig,
     Teacher,
     classification_loss,
+    cut_mix,
     labeled_losses,
     pseudo_label,
     resize_valid,
@@ -351,3 +352,36 @@ class TestTeacher:
             for kind in kinds:
                 kinds[kind] += name.endswith(kind) and not torch.equal(before[name], new[name])
         assert all(kinds.values()), f"{kinds}: the test compares tensors that did not move"
+
+
+@pytest.mark.parametrize("size", [(48, 80), (16, 16), (64, 16)], ids=str)
+def test_cut_mix_moves_pictures_labels_and_validity_together(size):
+    """Every map holds one number per picture and cell, so that what was pasted from where can be read off."""
+    height, width = size
+    owner = torch.arange(3.0)[:, None, None, None] * 1000
+    cells = torch.arange(height // 16 * (width // 16)).reshape(1, 1, height // 16, width // 16)
+    deep = owner + cells
+    full = deep.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    decoder = deep.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    weak = Outputs(decoder, torch.zeros(3, 2), None, deep)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        strong, mixed, valid = cut_mix(full, weak, full[:, 0] >= 1000, 16)
+        assert torch.equal(strong[:, :, ::4, ::4], mixed.decoder_logits)
+        assert torch.equal(strong[:, :, ::16, ::16], mixed.sgc_logits)
+        assert torch.equal(strong[:, 0] >= 1000, valid)
+        assert torch.equal(strong % 1000, full % 1000), "what is pasted keeps its place"
+        pasted = strong // 1000 != full // 1000
+        assert torch.equal(strong[pasted] // 1000, (full[pasted] // 1000 - 1) % 3)
+        if min(size) > 16:
+            assert 0.3 < pasted.float().mean() < 0.7
+
+
+def test_cut_mix_changes_no_argument():
+    weak, strong = random_outputs(), torch.rand(BATCH, 3, 32, 48)
+    weak = weak._replace(decoder_logits=torch.rand(BATCH, 3, 8, 12))
+    valid = torch.ones(BATCH, 32, 48, dtype=torch.bool)
+    copies = [tensor.clone() for tensor in (strong, weak.decoder_logits, weak.sgc_logits, valid)]
+    cut_mix(strong, weak, valid, 16)
+    for tensor, before in zip((strong, weak.decoder_logits, weak.sgc_logits, valid), copies, strict=True):
+        assert torch.equal(tensor, before)
