@@ -130,6 +130,7 @@ class Trainer:
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
+            self.save("last.ckpt")
         with tqdm(total=steps, initial=self.step, desc="train", unit="step", dynamic_ncols=True) as bar:
             for labeled in labeled_loader(self.config, self.data, self.network, self.step):
                 weight = self.config.method.consistency_weight(self.step)
@@ -367,8 +368,10 @@ def train(config: Config) -> int:
         trainer.restore(resume)
     if resume and resume.resolve().parent == trainer.checkpoints.resolve():
         trainer.continue_log()
-    elif config.run.overwrite:
-        clear_folder(folder)
+    else:
+        trainer.best = None  # best.ckpt of another folder is not copied, so the best is chosen anew
+        if config.run.overwrite:
+            clear_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     saved = to_dict(config)
     saved["run"] |= {"resume": None, "overwrite": False}

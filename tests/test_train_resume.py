@@ -1,0 +1,260 @@
+"""Stopping a run and going on: bitwise the run that never stopped."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+from pseudoseg_fast import train
+
+STEPS = 6
+CHANGES = {"method.ema": 0.9, "optim.steps": STEPS, "run.log_every": 1, "run.eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """A run of six steps in one go."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main(tiny.options(root, folder, CHANGES)) == 0
+    return folder
+
+
+def during(monkeypatch, owner, name, call, action):
+    """Do ``action`` before the ``call``-th call of a function, counted from 1."""
+    function = getattr(owner, name)
+    calls = []
+
+    def wrapper(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            action()
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+def interrupt(number=signal.SIGINT):
+    signal.raise_signal(number)
+
+
+def command_to_go_on(printed):
+    """The arguments of the command that a stopped run prints."""
+    program, arguments = re.search(r"to go on:\n +(python -m pseudoseg_fast.train) (.*)\n", printed).groups()
+    assert program
+    return shlex.split(arguments)
+
+
+def assert_same(one, other, where="state"):
+    """All that two checkpoints hold is the same to the bit, but for the seconds and the folder."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one.keys() - {"seconds", "dir"}:
+            assert_same(one[name], other[name], f"{where}[{name}]")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_runs(one, other):
+    for name in ("last", "best"):
+        ours, theirs = (tiny.checkpoint(folder, name) for folder in (one, other))
+        assert_same(ours | {"config": None}, theirs | {"config": None})
+    rows = [tiny.log(folder) for folder in (one, other)]
+    for row in [*rows[0], *rows[1]]:
+        row.pop("images/s", None)
+    assert rows[0] == rows[1]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    assert results[0]["miou"] == results[1]["miou"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [3, 4], ids=["between evaluations", "where an evaluation is due"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    root, whole, tmp_path, monkeypatch, capsys, workers, stop
+):
+    folder = tmp_path / "a run"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        during(patch, train.Trainer, "training_step", stop, interrupt)
+        status = train.main(tiny.options(root, folder, CHANGES | {"data.workers": workers}))
+    assert status == 130
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert tiny.checkpoint(folder)["step"] == stop
+    assert not (folder / "result.json").exists()
+    captured = capsys.readouterr()
+    assert "stopping after this step" in captured.err
+    assert f"stopped after step {stop} of {STEPS}, all of it saved" in captured.out
+
+    assert train.main(command_to_go_on(captured.out)) == 0
+    assert_same_runs(whole, folder)
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, monkeypatch):
+    class Crash(Exception):
+        pass
+
+    def crash():
+        raise Crash
+
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 3})
+    with monkeypatch.context() as patch:
+        during(patch, train.Trainer, "training_step", 6, crash)
+        with pytest.raises(Crash):
+            train.main(options)
+    assert tiny.checkpoint(folder)["step"] == 3
+    assert tiny.log(folder)[-1]["step"] == 5
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert_same_runs(whole, folder)
+
+
+def test_a_stop_during_an_evaluation_is_saved(root, whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        during(patch, train, "evaluate", 1, interrupt)
+        assert train.main(tiny.options(root, tmp_path / "run", CHANGES)) == 130
+    assert tiny.checkpoint(tmp_path / "run")["step"] == 2
+    assert train.main(command_to_go_on(capsys.readouterr().out)) == 0
+    assert_same_runs(whole, tmp_path / "run")
+
+
+def test_a_stop_in_the_last_step_finishes_the_run(root, whole, tmp_path, monkeypatch):
+    during(monkeypatch, train.Trainer, "training_step", STEPS, interrupt)
+    assert train.main(tiny.options(root, tmp_path / "run", CHANGES)) == 0
+    assert_same_runs(whole, tmp_path / "run")
+
+
+def test_a_second_stop_is_at_once(root, tmp_path, monkeypatch):
+    def twice():
+        interrupt()
+        interrupt()
+
+    during(monkeypatch, train.Trainer, "training_step", 2, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(tiny.options(root, tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_stop_by_sigterm_is_one_by_ctrl_c(root, tmp_path, monkeypatch):
+    during(monkeypatch, train.Trainer, "training_step", 2, lambda: interrupt(signal.SIGTERM))
+    assert train.main(tiny.options(root, tmp_path / "run")) == 130
+    assert tiny.checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_finished_run_that_goes_on_shows_its_results_again(root, tmp_path, capsys):
+    options = tiny.options(root, tmp_path / "run")
+    assert train.main(options) == 0
+    first, result = capsys.readouterr().out, (tmp_path / "run" / "result.json").read_text()
+    (tmp_path / "run" / "result.json").unlink()
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert first.split("\nlast step")[1] == capsys.readouterr().out.split("\nlast step")[1]
+    assert (tmp_path / "run" / "result.json").read_text() == result
+
+
+def test_ctrl_c_on_a_process_with_workers(root, tmp_path, capsys):
+    steps = 20
+    changes = {"optim.steps": steps, "run.eval_every": 1, "data.workers": 2}
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    printed = ""
+    try:
+        for line in process.stdout:
+            printed += line
+            if "step 2/" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+        printed += process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    state = tiny.checkpoint(folder)
+    assert 2 <= state["step"] < steps
+    assert f"stopped after step {state['step']} of {steps}" in printed
+
+    assert train.main([*command_to_go_on(printed), "--run.eval_every=100"]) == 0
+    assert train.main(tiny.options(root, tmp_path / "whole", changes | {"run.eval_every": 100})) == 0
+    stopped, whole = (tiny.checkpoint(folder) for folder in (folder, tmp_path / "whole"))
+    assert_same(stopped["model"], whole["model"])
+
+
+def test_another_configuration_is_refused_with_what_differs(root, whole, capsys):
+    changes = CHANGES | {"optim.lr": 0.5, "method.gamma": 1, "model.attention_dim": 4, "run.resume": "auto"}
+    before = (whole / "config.yaml").read_text()
+    assert train.main(tiny.options(root, whole, changes)) == 2
+    message = capsys.readouterr().err
+    assert f"resume with the same one ({whole / 'config.yaml'})" in message
+    assert "optim.lr: 0.007 there, 0.5 here" in message
+    assert "method.gamma: 0.5 there, 1.0 here" in message
+    assert "model.attention_dim: 8 there, 4 here" in message
+    assert message.count(" there, ") == 3
+    assert (whole / "config.yaml").read_text() == before
+
+
+def test_other_classes_are_refused(root, whole, tmp_path, capsys):
+    tiny.write(tmp_path / "classes.txt", ["background", "disc", "cube"])
+    changes = CHANGES | {"data.classes": tmp_path / "classes.txt", "run.resume": "auto"}
+    assert train.main(tiny.options(root, whole, changes)) == 2
+    assert "'square'] there, ['background', 'disc', 'cube'] here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "checkpoints/last.ckpt"])
+def test_a_run_may_go_on_in_a_folder_of_its_own(root, whole, tmp_path, name):
+    files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    options = tiny.options(root, tmp_path / "new", CHANGES | {"run.resume": whole / name})
+    assert train.main(options) == 0
+    ours, theirs = (tiny.checkpoint(folder) for folder in (tmp_path / "new", whole))
+    assert_same(ours["model"], theirs["model"])
+    assert tiny.checkpoint(tmp_path / "new", "best")["best"] == ours["best"]
+    assert files == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_in_no_other_runs_folder(root, whole, tmp_path, capsys):
+    assert train.main(tiny.options(root, tmp_path / "other", CHANGES | {"optim.steps": 1})) == 0
+    changes = CHANGES | {"run.resume": whole / "checkpoints" / "best.ckpt"}
+    assert train.main(tiny.options(root, tmp_path / "other", changes)) == 2
+    assert f"{tmp_path / 'other'} already holds a run" in capsys.readouterr().err
+    assert tiny.checkpoint(tmp_path / "other")["step"] == 1
+
+
+def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES)
+    assert train.main(options) == 0
+    (folder / "checkpoints" / "notes.txt").write_text("mine")
+    assert train.main(options) == 2
+    assert (
+        f"{folder} already holds a run; go on with it: --run.resume auto, replace it: --run.overwrite true"
+        in capsys.readouterr().err
+    )
+    assert tiny.checkpoint(folder)["step"] == STEPS
+
+    during(monkeypatch, train.Trainer, "training_step", 1, interrupt)
+    assert train.main([*options, "--run.overwrite=true"]) == 130
+    assert tiny.checkpoint(folder)["step"] == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "log"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.ckpt", "notes.txt"]
+    assert [row["step"] for row in tiny.log(folder)] == [1]
+    assert len(list((folder / "log").glob("events*"))) == 1
