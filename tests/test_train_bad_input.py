@@ -1,0 +1,254 @@
+"""What is wrong with the files or options of a run ends it with status 2 and a message that helps."""
+
+import io
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from pseudoseg_fast import checkpoint, evaluate, train
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny.make_set(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run; its folder must be left as it is."""
+    folder = tmp_path_factory.mktemp("trained")
+    root = tiny.make_set(folder / "pictures")
+    assert train.main(tiny.options(root, folder / "run", {"optim.steps": 1})) == 0
+    return folder / "run"
+
+
+def append(root, name, line):
+    with (root / name).open("a") as file:
+        file.write(f"{line}\n")
+
+
+def save(path, array):
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+
+
+def damaged_jpeg(path):
+    """A picture whose header is whole and whose pixels are not."""
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.picture(1)[0]).save(buffer, "JPEG")
+    path.write_bytes(buffer.getvalue()[:-200])
+
+
+def missing_files(root):
+    append(root, "labeled.txt", "images/9.png masks/0.png")
+    append(root, "labeled.txt", "images/0.png masks/9.png")
+
+
+def mask_of_another_size(root):
+    save(root / "masks/4.png", np.zeros((tiny.WIDTH, tiny.HEIGHT)))
+
+
+def wrong_ids(root):
+    ids = tiny.picture(5)[1]
+    ids[:3, :4] = [3, 7, 255, 254]
+    save(root / "masks/5.png", ids)
+
+
+def colour_mask(root):
+    save(root / "masks/0.png", tiny.COLORS[tiny.picture(0)[1]])
+
+
+def no_mask_column(root):
+    append(root, "val.txt", "images/6.png")
+
+
+def damaged_unlabeled_picture(root):
+    damaged_jpeg(root / "images/2.jpg")
+    append(root, "unlabeled.txt", "images/2.jpg")
+
+
+def damaged_val_picture(root):
+    damaged_jpeg(root / "images/5.jpg")
+    append(root, "val.txt", "images/5.jpg masks/5.png")
+
+
+BEFORE_THE_FIRST_STEP = {
+    "missing files": (
+        missing_files,
+        {},
+        ["labeled.txt: 2", "line 3: ", "images/9.png", "line 4: ", "masks/9.png"],
+    ),
+    "missing list": (None, {"data.val": "vall.txt"}, ["no file at", "vall.txt"]),
+    "missing root": (None, {"data.root": "nowhere"}, ["data.root expects a folder", "nowhere"]),
+    "empty list": (lambda root: tiny.write(root / "val.txt", ["# none"]), {}, ["val.txt is empty"]),
+    "empty unlabelled list": (
+        lambda root: tiny.write(root / "unlabeled.txt", []),
+        {},
+        ["unlabeled.txt is empty"],
+    ),
+    "no mask column": (no_mask_column, {}, ["val.txt, line 4", "expected 'image mask'", "'images/6.png'"]),
+    "mask of another size": (
+        mask_of_another_size,
+        {},
+        ["masks/4.png has 40 x 48", "images/4.png has 48 x 40"],
+    ),
+    "mask ids without a class": (wrong_ids, {}, ["masks/5.png holds the ids 3, 7, 254;", "expected 0 to 2"]),
+    "colour mask": (colour_mask, {}, ["masks/0.png is a colour picture (mode RGB)", "one class id a pixel"]),
+    "background of no class": (None, {"data.background": 3}, ["data.background", "from 0 to 2", "got 3"]),
+    "tags of no class": (
+        lambda root: tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disk"]),
+        {"method.image_labels": "true", "data.tags": "tags.csv"},
+        ["tags.csv, line 2", "'disk' is no class; did you mean 'disc'?"],
+    ),
+    "tags of other pictures": (
+        lambda root: tiny.write(root / "tags.csv", ["image,tags", "1.png,disc"]),
+        {"method.image_labels": "true", "data.tags": "tags.csv"},
+        ["tags no picture of unlabeled.txt", "such as images/0.png, got 1.png"],
+    ),
+    "mean of another number of channels": (None, {"model.mean": [0.5]}, ["mean must hold 3 values", "[0.5]"]),
+    "unknown architecture": (None, {"model.arch": "Unett"}, ["unknown arch 'Unett'", "did you mean Unet"]),
+    "missing weights": (None, {"model.weights": "none.safetensors"}, ["none.safetensors"]),
+    "crop size": (None, {"data.crop_size": 0}, ["crop_size must be at least 1 pixel, got 0"]),
+    "cut-out": (None, {"data.cutout": 1.5}, ["cutout is a fraction", "got 1.5"]),
+    "channels": (None, {"model.in_channels": 2}, ["in_channels must be 1 (grey) or 3 (colour), got 2"]),
+    "workers": (None, {"data.workers": -1}, ["num_workers"]),
+    "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
+    "nothing to go on with": (None, {"run.resume": "auto"}, ["found no file", "checkpoints/last.ckpt"]),
+    "resume without a folder": (None, {"run.resume": "auto", "run.dir": None}, ["give --run.dir DIR"]),
+    "resume nowhere": (
+        None,
+        {"run.resume": "x.ckpt"},
+        ["expects a checkpoint of a run, found no file x.ckpt"],
+    ),
+    "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
+    "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
+    "no tags": (None, {"method.image_labels": "true"}, ["give --data.tags FILE"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "expected"), BEFORE_THE_FIRST_STEP.values(), ids=BEFORE_THE_FIRST_STEP
+)
+def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, capsys, damage, changes, expected):
+    if damage:
+        damage(root)
+    folder = tmp_path / "run"
+    assert tiny.status(train.main, tiny.options(root, folder, changes)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("python -m pseudoseg_fast.train: error: ")
+    for part in expected:
+        assert part in message
+    assert not folder.exists()
+
+
+def test_supervised_training_reads_no_unlabelled_list(root, tmp_path):
+    (root / "unlabeled.txt").unlink()
+    changes = {"method.name": "supervised", "optim.steps": 1}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_and_counted(root, tmp_path, caplog):
+    damaged_jpeg(root / "images/00.jpg")
+    for index in range(1, 100):
+        shutil.copy(root / "images/0.png", root / f"images/{index:02}.png")
+    pictures = ["images/00.jpg", *(f"images/{index:02}.png" for index in range(1, 100))]
+    tiny.write(root / "labeled.txt", [f"{picture} masks/0.png" for picture in pictures])
+    changes = {
+        "method.name": "supervised",
+        "optim.steps": 1,
+        "optim.batch_size": len(pictures),
+        "data.crop_size": 16,
+    }
+    with caplog.at_level(logging.WARNING, "pseudoseg_fast"):
+        assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == ["images/00.jpg cannot be read: another picture takes its place"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_pictures_that_cannot_be_read_stop_the_run(root, tmp_path, capsys, workers):
+    damaged_unlabeled_picture(root)
+    changes = {"optim.unlabeled_batch_size": 5, "data.workers": workers}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    message = capsys.readouterr().err
+    assert "1 of 6 training pictures cannot be read, more than 1%" in message
+    assert "images/2.jpg" in message
+
+
+def test_a_val_picture_that_cannot_be_read_stops_the_run(root, tmp_path, capsys):
+    damaged_val_picture(root)
+    assert train.main(tiny.options(root, tmp_path / "run")) == 2
+    assert "images/5.jpg cannot be read as a picture" in capsys.readouterr().err
+
+
+def another_program(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_checkpoint(path):
+    path.write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (truncated, "it is damaged or of another kind"),
+        (no_checkpoint, "it is damaged or of another kind"),
+        (another_program, f"expected format {checkpoint.FORMAT!r}, found None"),
+    ],
+    ids=["truncated", "text", "another program's"],
+)
+def test_a_bad_checkpoint_is_refused(root, tmp_path, trained, capsys, damage, expected):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    path = folder / "checkpoints" / "last.ckpt"
+    damage(path)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert train.main(tiny.options(root, folder, {"optim.steps": 1, "run.resume": "auto"})) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert expected in message
+    assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert tiny.status(evaluate.main, [f"--checkpoint={path}"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.classes": "four.txt"}, ["names 4 classes, the checkpoint has 3: background, disc, square"]),
+        ({"data.val": "vall.txt"}, ["no file at", "vall.txt"]),
+        ({"data.root": "nowhere"}, ["data.root expects a folder"]),
+        ({"data.vall": "val.txt"}, ["--data.vall", "did you mean '--data.val'?"]),
+    ],
+    ids=["another number of classes", "missing list", "missing root", "unknown option"],
+)
+def test_evaluation_refuses_other_data(root, trained, capsys, changes, expected):
+    tiny.write(root / "four.txt", [*tiny.CLASSES, "unicorn"])
+    options = {"data.root": root, "data.workers": 0, **changes}
+    arguments = [f"--checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "--accelerator=cpu"]
+    arguments += [f"--{name}={value}" for name, value in options.items()]
+    assert tiny.status(evaluate.main, arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("python -m pseudoseg_fast.evaluate: error: ")
+    for part in expected:
+        assert part in message
+
+
+def test_evaluation_needs_neither_training_lists_nor_their_files(root, trained, capsys):
+    for name in ("labeled.txt", "unlabeled.txt", "images/0.png"):
+        (root / name).unlink()
+    path = trained / "checkpoints" / "last.ckpt"
+    options = [f"--checkpoint={path}", f"--data.root={root}", "--data.workers=0", "--accelerator=cpu"]
+    assert evaluate.main(options) == 0
+    assert f"{path}, step 1, on 3 pictures of val.txt" in capsys.readouterr().out
