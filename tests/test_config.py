@@ -112,6 +112,10 @@ BAD = {
         [option for option in DATA if "unlabeled" not in option],
         ["method.name pseudoseg", "--data.unlabeled LIST_OR_DIR", "--method.name supervised"],
     ),
+    "mixed pictures with tags": (
+        [*DATA, "--method.image_labels=true", "--method.cutmix=0.5"],
+        ["method.image_labels and method.cutmix do not go together"],
+    ),
     "no tags": ([*DATA, "--method.image_labels=true"], ["give --data.tags FILE"]),
 }
 

@@ -71,6 +71,7 @@ def test_defaults_are_the_papers():
         "threshold": 0.0,
         "label_size": "decoder",
         "align_corners": False,
+        "cutmix": 0.0,
         "image_labels": False,
         "weight_sa": 1.0,
         "weight_x": 1.0,

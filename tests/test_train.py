@@ -53,6 +53,7 @@ VARIANTS = {
     "crop that the stride does not divide": {"data.crop_size": 37, "method.label_size": "crop"},
     "batch larger than the set": {"optim.batch_size": 5},
     "more unlabelled pictures than labelled ones": {"optim.unlabeled_batch_size": 3},
+    "mixed pictures": {"method.cutmix": 1.0, "method.ema": 0.9},
     "late and ramped consistency": {"method.start_u": 1, "method.ramp_u": 2},
     "folder of unlabelled pictures": {"data.unlabeled": "images"},
     "resized pictures": {"data.short_side": 24, "data.scales": [0.5, 2.0], "data.cache": "true"},

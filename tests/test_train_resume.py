@@ -15,7 +15,13 @@ import torch
 from pseudoseg_fast import train
 
 STEPS = 6
-CHANGES = {"method.ema": 0.9, "optim.steps": STEPS, "run.log_every": 1, "run.eval_every": 2}
+CHANGES = {
+    "method.ema": 0.9,
+    "method.cutmix": 0.5,  # draws from the generator that a checkpoint saves
+    "optim.steps": STEPS,
+    "run.log_every": 1,
+    "run.eval_every": 2,
+}
 
 
 @pytest.fixture(scope="module")
