@@ -164,7 +164,7 @@ def _train_loader(
         collate_fn=WithTags(data) if stream else collate,
         num_workers=config.data.workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # the loader draws a seed of its own: not from the generator that a run saves
     )
 
@@ -194,11 +194,12 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
         batch_size=EVAL_BATCH,
         num_workers=config.workers,
         collate_fn=list,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),
     )
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers after the last step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_stop_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

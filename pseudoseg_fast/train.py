@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import logging
+import math
+import os
 import shlex
 import signal
 import sys
@@ -60,7 +62,8 @@ class StopSignal:
         if self.received:
             raise KeyboardInterrupt
         self.received = True
-        tqdm.write("stopping after this step; once more stops at once, without a checkpoint", file=sys.stderr)
+        # Not through sys.stderr: the signal may have come while that was being written to.
+        os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")
 
 
 class Trainer:
@@ -145,6 +148,7 @@ class Trainer:
                 finished = self.step == steps
                 if self.step % run.log_every == 0 or finished or stop.received:
                     values = meter.read()
+                    self.check_finite(values)
                     self.fabric.log_dict(
                         {**values, "lr": learning_rate(self.config.optim, self.step - 1)}, self.step
                     )
@@ -160,6 +164,19 @@ class Trainer:
                     break
         for log in self.fabric.loggers:
             log.finalize("success")
+
+    def check_finite(self, losses: dict[str, float]) -> None:
+        """Stop a run that has diverged before its weights are saved.
+
+        Raises:
+            RuntimeError: a loss is NaN or infinite.
+        """
+        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        if wrong:
+            raise RuntimeError(
+                f"{', '.join(wrong)} at step {self.step}: expected finite losses; lower optim.lr, lengthen "
+                "optim.warmup, or try run.precision 32-true"
+            )
 
     def training_step(
         self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None, weight: float

@@ -178,6 +178,13 @@ def test_a_run_learns_an_easy_set(root, tmp_path, changes):
     assert result["miou"]["last"] > 0.6  # predicting the background alone scores 0.27
 
 
+def test_a_run_that_diverges_stops_before_its_weights_are_saved(root, tmp_path, capsys):
+    changes = {"method.name": "supervised", "optim.lr": 1e30, "run.log_every": 1, "run.checkpoint_every": 1}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    assert re.search(r"L_s is nan.* at step 2: .*lower optim.lr", capsys.readouterr().err)
+    assert tiny.checkpoint(tmp_path / "run")["step"] == 1
+
+
 def test_without_a_folder_a_run_makes_one(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(root, None, {"method.name": "supervised", "optim.steps": 1})

@@ -1,6 +1,7 @@
 """Stopping a run and going on: bitwise the run that never stopped."""
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -93,7 +94,7 @@ def assert_same_runs(one, other):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [3, 4], ids=["between evaluations", "where an evaluation is due"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    root, whole, tmp_path, monkeypatch, capsys, workers, stop
+    root, whole, tmp_path, monkeypatch, capfd, workers, stop
 ):
     folder = tmp_path / "a run"
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -104,7 +105,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert tiny.checkpoint(folder)["step"] == stop
     assert not (folder / "result.json").exists()
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert "stopping after this step" in captured.err
     assert f"stopped after step {stop} of {STEPS}, all of it saved" in captured.out
 
@@ -157,9 +158,17 @@ def test_a_second_stop_is_at_once(root, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_stop_by_sigterm_is_one_by_ctrl_c(root, tmp_path, monkeypatch):
-    during(monkeypatch, train.Trainer, "training_step", 2, lambda: interrupt(signal.SIGTERM))
-    assert train.main(tiny.options(root, tmp_path / "run")) == 130
+def test_a_stop_by_sigterm_to_all_processes_is_saved(root, tmp_path, monkeypatch):
+    def terminate():
+        workers = multiprocessing.active_children()
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        interrupt(signal.SIGTERM)
+
+    during(monkeypatch, train.Trainer, "training_step", 2, terminate)
+    options = tiny.options(root, tmp_path / "run", {"optim.steps": 8, "data.workers": 1})
+    assert train.main(options) == 130
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
 
 
