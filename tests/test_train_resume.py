@@ -162,8 +162,9 @@ def test_a_stop_by_sigterm_to_all_processes_is_saved(root, tmp_path, monkeypatch
     def terminate():
         workers = multiprocessing.active_children()
         assert workers
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGTERM)
+        # By a process of its own: a worker takes a signal of its parent for the end of the work.
+        subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+        workers[0].join(0.5)
         interrupt(signal.SIGTERM)
 
     during(monkeypatch, train.Trainer, "training_step", 2, terminate)
