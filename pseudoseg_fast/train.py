@@ -134,7 +134,14 @@ class Trainer:
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
             self.save("last.ckpt")
-        with tqdm(total=steps, initial=self.step, desc="train", unit="step", dynamic_ncols=True) as bar:
+        with tqdm(
+            total=steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every line
+        ) as bar:
             for labeled in labeled_loader(self.config, self.data, self.network, self.step):
                 weight = self.config.method.consistency_weight(self.step)
                 if weight and unlabeled is None:
