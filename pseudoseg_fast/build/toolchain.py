@@ -100,7 +100,7 @@ def link_arguments(spec: Spec) -> list[str]:
     """
     arguments = list(spec.link_flags)
     if sys.platform == "darwin":
-        arguments += ["-undefined", "dynamic_lookup"]
+        arguments.append("-Wl,-undefined,dynamic_lookup")
     if spec.libraries:
         arguments += [f"-L{_folder(_package('torch')) / 'lib'}", *(f"-l{name}" for name in spec.libraries)]
     return arguments
