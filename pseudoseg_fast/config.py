@@ -1,0 +1,279 @@
+"""What a run is made of: dataclasses, named presets, and the command line over both.
+
+Defaults are those of the authors' code; a preset or a file given with ``--config`` replaces some, options replace more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from pseudoseg_fast import augment
+from pseudoseg_fast.method import MethodConfig
+
+PRESET_FOLDER = resources.files("pseudoseg_fast.presets")
+
+
+@dataclass
+class DataConfig:
+    """Where the pictures are and how they are cut.
+
+    Args:
+        root: folder that the paths in the lists start from; "demo" is the embedded data set.
+        labeled: list of labelled pictures, one "image mask" a line.
+        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; not needed by method.name supervised.
+        val: list of labelled pictures to evaluate on.
+        classes: file of class names, one a line, in the order of their ids in the masks.
+        tags: CSV file "image,tags" with tags separated by ";", for method.image_labels.
+        background: id of the class that is no object; "auto" is the class named background, where there is one.
+        short_side: resize pictures so that their shorter side has this many pixels, before all else.
+        crop_size: side of the training crops in pixels.
+        scales: factors of the random scale.
+        color_jitter: strengths of the strong view's brightness, contrast, saturation and hue.
+        cutout: side of the strong view's square, as a fraction of the crop.
+        cache: keep decoded pictures in memory.
+        workers: processes that read and augment; 0 does it in the main one.
+    """
+
+    root: str
+    labeled: str
+    val: str
+    classes: str
+    unlabeled: str | None = None
+    tags: str | None = None
+    background: Literal["auto"] | int | None = "auto"
+    short_side: int | None = None
+    crop_size: int = 513
+    scales: tuple[float, ...] = augment.SCALES
+    color_jitter: tuple[float, float, float, float] = augment.COLOR_JITTER
+    cutout: float = augment.CUTOUT
+    cache: bool = False
+    workers: int = 2
+
+
+@dataclass
+class ModelConfig:
+    """The segmentation network, in the words of segmentation-models-pytorch.
+
+    Args:
+        arch: architecture, such as DeepLabV3Plus, Unet, FPN, Segformer.
+        encoder_name: encoder of segmentation-models-pytorch or timm.
+        encoder_weights: name of pretrained weights that a hub has, such as imagenet; null starts at random.
+        weights: local file of encoder weights, or package:NAME for the file that an installed package ships;
+            replaces encoder_weights.
+        in_channels: channels of a picture.
+        output_stride: stride of the encoder's last stage, for architectures that can choose it.
+        attention_dim: width of query and key in the attention of SGC.
+        decoder: further arguments of the architecture.
+        mean: mean pixel in [0, 1] per channel that the encoder was trained with.
+        std: standard deviation per channel, likewise.
+    """
+
+    arch: str = "DeepLabV3Plus"
+    encoder_name: str = "resnet50"
+    encoder_weights: str | None = "imagenet"
+    weights: str | None = None
+    in_channels: int = 3
+    output_stride: int | None = 16
+    attention_dim: int = 128
+    decoder: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class OptimConfig:
+    """How the weights move.
+
+    Args:
+        name: sgd (momentum 0.9) or adamw.
+        lr: learning rate of decoder and classifier; falls as (1 - step / steps) ** power.
+        encoder_lr: factor on lr for the encoder.
+        sgc_lr: factor on lr for the attention head.
+        weight_decay: on all weights that are matrices or filters; not on biases and norms.
+        power: exponent of the polynomial decay.
+        warmup: steps over which lr first grows linearly.
+        steps: number of steps.
+        batch_size: labelled pictures in a step.
+        unlabeled_batch_size: unlabelled pictures in a step; null means as many as labelled ones.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.007
+    encoder_lr: float = 1.0
+    sgc_lr: float = 1.0
+    weight_decay: float = 4e-5
+    power: float = 0.9
+    warmup: int = 0
+    steps: int = 30_000
+    batch_size: int = 8
+    unlabeled_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("lr", "steps", "batch_size", "unlabeled_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"optim.{name} must be positive, got {value}")
+
+
+@dataclass
+class RunConfig:
+    """Where results go, and on what the run runs.
+
+    Args:
+        dir: folder of the run; null makes one under runs/ named after the method and the time.
+        seed: of weights, order of pictures and views.
+        resume: go on with the last checkpoint in dir (auto), or with the one at this path.
+        overwrite: let a new run replace the one that dir holds.
+        eval_every: steps between evaluations; the last step is always evaluated.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of the log.
+        accelerator: cpu, cuda, or auto for the best there is.
+        precision: 32-true, bf16-mixed or 16-mixed.
+    """
+
+    dir: str | None = None
+    seed: int = 0
+    resume: str | None = None
+    overwrite: bool = False
+    eval_every: int = 1000
+    checkpoint_every: int = 500
+    log_every: int = 10
+    accelerator: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("eval_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse groups that contradict each other."""
+        if self.method.name == "pseudoseg" and self.data.unlabeled is None:
+            raise ValueError(
+                "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, "
+                "or --method.name supervised to go without"
+            )
+        if self.method.image_labels and self.data.tags is None:
+            raise ValueError(
+                "method.image_labels needs tags of the unlabelled pictures: give --data.tags FILE"
+            )
+        for name in ("mean", "std"):
+            values = getattr(self.model, name)
+            if len(values) != self.model.in_channels:
+                raise ValueError(
+                    f"model.{name} takes one value per channel: expected {self.model.in_channels}, got {list(values)}"
+                )
+
+
+def presets() -> list[str]:
+    """Return the names that ``--config`` knows."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def config_path(name: str) -> Path:
+    """Return the file that ``--config name`` means: an existing file, else a preset.
+
+    Raises:
+        ValueError: it is neither; the message names the nearest preset.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    preset = Path(str(PRESET_FOLDER / f"{name}.yaml"))
+    if preset.is_file():
+        return preset
+    raise ValueError(
+        f"--config expects a file or one of the presets {', '.join(presets())}; got {name!r}, which is neither"
+        + nearest(name, presets())
+    )
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """Return "; did you mean ...?" for the word that is most alike, or nothing."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Parser(ArgumentParser):
+    """An argument parser that says in one line what is wrong and, for a mistyped option, what was meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message, with the nearest option for an unknown one, and exit with status 2."""
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        unknown = re.search(r"unrecognized arguments: (--[\w.-]+)|does not accept option '([\w.]+)'", message)
+        if unknown:
+            option = unknown.group(1) or f"--{unknown.group(2)}"
+            group = re.search(r"Group '([\w.]+)' does not accept", message)
+            if group and "." not in option:
+                option = f"--{group.group(1)}.{option.removeprefix('--')}"
+            message += nearest(option, known)
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists all options\n")
+
+
+def make_parser(prog: str, description: str) -> Parser:
+    """Return the parser of a whole :class:`Config`."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help=f"a YAML file or a preset: {', '.join(presets())}")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse_config(arguments: list[str], prog: str, description: str) -> Config:
+    """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input."""
+    parser = make_parser(prog, description)
+    resolved = list(arguments)
+    try:
+        for index, argument in enumerate(resolved):
+            if argument == "--config" and index + 1 < len(resolved):
+                resolved[index + 1] = str(config_path(resolved[index + 1]))
+            elif argument.startswith("--config="):
+                resolved[index] = f"--config={config_path(argument.removeprefix('--config='))}"
+        namespace = parser.parse_args(resolved)
+        return _build(parser, namespace)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Build a :class:`Config` of the plain values that :func:`to_dict` gives."""
+    parser = make_parser("config", "")
+    return _build(parser, parser.parse_object(values))
+
+
+def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
+    values = parser.instantiate(namespace)
+    return Config(**{group.name: values[group.name] for group in dataclasses.fields(Config)})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as plain dictionaries and lists, ready for YAML."""
+    return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

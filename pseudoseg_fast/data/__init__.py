@@ -1,0 +1,1 @@
+"""Pictures and masks: lists, data set, sampler, and the embedded satellite tiles."""

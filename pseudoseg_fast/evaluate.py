@@ -1,0 +1,172 @@
+"""Score a checkpoint: ``python -m pseudoseg_fast.evaluate --checkpoint FILE [--data...]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pseudoseg_fast import functional
+from pseudoseg_fast.augment import IGNORE_INDEX
+from pseudoseg_fast.config import DataConfig, Parser, to_dict
+from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.loaders import read_data, val_loader
+from pseudoseg_fast.network import Network
+from pseudoseg_fast.networks import load_network
+
+Watcher = Callable[[dict[str, Any], Tensor], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Intersection over union of a whole set.
+
+    Args:
+        classes: names, in the order of ids.
+        iou: [C] per class; NaN for a class that is neither in the truth nor predicted.
+        pixels: [C] pixels of each class in the truth.
+    """
+
+    classes: tuple[str, ...]
+    iou: tuple[float, ...]
+    pixels: tuple[int, ...]
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that occur."""
+        return float(torch.tensor(self.iou, dtype=torch.float64).nanmean())
+
+    def table(self) -> str:
+        """Return a table of IoU and share of pixels per class, the mean last."""
+        width = max(len(name) for name in (*self.classes, "mIoU"))
+        total = max(1, sum(self.pixels))
+        lines = [f"{'class':<{width}}  {'IoU %':>6}  {'pixels %':>8}"]
+        for name, iou, pixels in zip(self.classes, self.iou, self.pixels, strict=True):
+            lines.append(f"{name:<{width}}  {100 * iou:>6.2f}  {100 * pixels / total:>8.2f}")
+        return "\n".join([*lines, f"{'mIoU':<{width}}  {100 * self.miou:>6.2f}"])
+
+    @staticmethod
+    def from_confusion(confusion: Tensor, classes: Sequence[str]) -> Scores:
+        """Make scores of a confusion matrix [C, C], rows truth, columns prediction."""
+        confusion = confusion.double()
+        truth = confusion.sum(1)
+        union = truth + confusion.sum(0) - confusion.diag()
+        iou = confusion.diag() / union  # 0 / 0 = NaN: a class that is nowhere
+        return Scores(tuple(classes), tuple(iou.tolist()), tuple(int(count) for count in truth.tolist()))
+
+
+@torch.inference_mode()
+def evaluate(
+    network: Network,
+    batches: Iterable[list[dict[str, Any]]],
+    classes: Sequence[str],
+    *,
+    align_corners: bool = False,
+    watch: Watcher | None = None,
+) -> Scores:
+    """Score ``network`` in evaluation mode at the size of each mask: single scale, no flip.
+
+    Args:
+        network: on its device; its mode is restored afterwards.
+        batches: lists of samples with ``image`` uint8 [3, H, W] and ``mask`` uint8 [H', W'].
+        classes: names, in the order of ids.
+        align_corners: how logits are resized.
+        watch: called with each sample and its predicted ids [H', W'].
+    """
+    device = next(network.parameters()).device
+    confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE_INDEX, validate_args=False).to(
+        device
+    )
+    training = network.training
+    network.eval()
+    for batch in batches:
+        for samples in group_by_size(batch):
+            images = torch.stack([sample["image"] for sample in samples]).to(device)
+            labels = predict(network, images, tuple(samples[0]["mask"].shape), align_corners=align_corners)
+            masks = torch.stack([sample["mask"] for sample in samples]).to(device)
+            confusion.update(labels.long(), masks.long())
+            if watch:
+                for sample, prediction in zip(samples, labels, strict=True):
+                    watch(sample, prediction)
+    network.train(training)
+    return Scores.from_confusion(confusion.compute(), classes)
+
+
+def predict(
+    network: Network, images: Tensor, size: tuple[int, int], *, align_corners: bool = False
+) -> Tensor:
+    """Return class ids [B, *size] for uint8 images [B, 3, H, W] of any size.
+
+    The images are padded to the network's stride and the labels, made at the padded size, are cut back: exact, since
+    every logit keeps its place.
+    """
+    height, width = images.shape[-2:]
+    padded, _ = network.pad(images)
+    full = [
+        round(side * wanted / given)
+        for side, wanted, given in zip(padded.shape[-2:], size, (height, width), strict=True)
+    ]
+    logits = network(padded).decoder_logits
+    return functional.predict_labels(logits, (full[0], full[1]), align_corners=align_corners)[
+        :, : size[0], : size[1]
+    ]
+
+
+def group_by_size(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split samples into groups whose images, and whose masks, have one size, so that each can be stacked."""
+    groups: dict[tuple[torch.Size, torch.Size], list[dict[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        groups[sample["image"].shape, sample["mask"].shape].append(sample)
+    return list(groups.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input ends with a message and status 2."""
+    prog = "python -m pseudoseg_fast.evaluate"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--checkpoint", type=str, required=True, help="a file such as RUN/checkpoints/best.ckpt"
+    )
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", help="cpu, cuda, or auto for the best there is"
+    )
+    parser.add_class_arguments(DataConfig, "data", help="the run's own unless given")
+    # The run's own options are the defaults, so its checkpoint is read before the rest of the command line.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--checkpoint")
+    path = first.parse_known_args(arguments)[0].checkpoint
+    try:
+        if path is None:
+            parser.parse_args(arguments)
+        network, config, state = load_network(path)
+        parser.set_defaults({f"data.{name}": value for name, value in to_dict(config)["data"].items()})
+        options = parser.instantiate(parser.parse_args(arguments))
+        data = read_data(options.data, labeled=False, unlabeled=False)
+        if len(data.classes) != len(state["classes"]):
+            raise DataError(
+                f"data.classes names {len(data.classes)} classes, the checkpoint has {len(state['classes'])}: "
+                + ", ".join(state["classes"])
+            )
+        fabric = Fabric(accelerator=options.accelerator, devices=1, precision=config.run.precision)
+        network.to(fabric.device, memory_format=torch.channels_last)
+        with fabric.autocast():
+            loader = val_loader(options.data, data, config.model.in_channels)
+            scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)
+    except (ValueError, RuntimeError, OSError) as error:
+        parser.error(str(error))
+    print(f"{path}, step {state['step']}, on {len(data.val)} pictures of {options.data.val}")
+    print(scores.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

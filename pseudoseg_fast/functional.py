@@ -1,0 +1,440 @@
+"""Public functions: argument checks and the choice of a backend. ``pseudoseg_fast.reference`` has the formulas.
+
+Shapes: B images, C classes, K foreground classes, L positions, low-resolution maps [B, C, h, w], label size [H, W].
+Maps are bilinearly resized inside, with the meaning of ``align_corners`` in ``torch.nn.functional.interpolate``.
+
+Dtypes: float32, float16, bfloat16 or float64, mixed as you like. Arithmetic is done in float64 when an argument is
+float64, otherwise in float32; losses come back in that dtype, maps in the dtype of the map that they are made of.
+A logit of ``-inf`` rules its class out; NaN stays NaN.
+
+``backend`` is ``"auto"`` or the name of one; a forced backend that cannot run raises a RuntimeError that says why.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pseudoseg_fast import backends
+from pseudoseg_fast.reference import Size
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NORMS = ("batch", "image", "pixel", "none")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def refine_cam(
+    query: Tensor,
+    key: Tensor,
+    cam: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Refine class activation maps by self-attention: ``cam + softmax(query key' * scale) cam``.
+
+    Args:
+        query, key: [B, L, D].
+        cam: [B, L, K].
+        mask: [B, L] bool, True = valid. A pair with an invalid position on either side scores -1e9 before the
+            softmax, so an invalid position receives the plain mean of ``cam``.
+        scale: factor of the scores; None for ``1 / sqrt(D)``.
+
+    Returns:
+        [B, L, K]. Differentiable in query, key and cam.
+
+    Source: the self-attention Grad-CAM of PseudoSeg (arXiv 2010.09713), with its release's residual.
+    """
+    _check_floats(query=query, key=key, cam=cam)
+    _check_dimensions(3, "[B, L, channels]", query=query, key=key, cam=cam)
+    _check_shape("key", key, tuple(query.shape), "the shape of query")
+    _check_shape("cam", cam, (query.shape[0], query.shape[1], cam.shape[2]), "[B, L] of query")
+    _check_mask("mask", mask, tuple(query.shape[:2]), "[B, L] of query")
+    _check_device(query=query, key=key, cam=cam, mask=mask)
+    run = backends.choose("refine_cam", (query, key, cam, mask), backend)
+    return run(query, key, cam, mask=mask, scale=scale)
+
+
+def mean_square(
+    logits: Tensor,
+    size: Size | None = None,
+    *,
+    align_corners: bool = False,
+    per_image: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the mean of squares of the bilinearly upsampled map without upsampling it.
+
+    ``sum(up(X)^2) = <X, (Wy'Wy) X (Wx'Wx)>`` with tridiagonal W'W: a 9-point stencil on the low-resolution map.
+
+    Args:
+        logits: [B, C, h, w].
+        size: (H, W) of the upsampled map; None for (h, w).
+        per_image: one mean per image, [B], instead of one for the batch.
+
+    Returns:
+        A scalar, or [B]. Differentiable in logits.
+    """
+    _check_maps(logits=logits)
+    size = _check_size(size, logits)
+    run = backends.choose("mean_square", (logits,), backend)
+    return run(logits, size, align_corners=align_corners, per_image=per_image)
+
+
+def fuse_predictions(
+    decoder_logits: Tensor,
+    cam_logits: Tensor,
+    *,
+    size: Size | None = None,
+    gamma: float = 0.5,
+    temperature: float = 0.5,
+    norm: str = "batch",
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Fuse decoder and SGC logits into a soft pseudo label.
+
+    ``y = gamma softmax(s up(p)) + (1 - gamma) softmax(s up(m))``, then ``y^(1/T) / sum y^(1/T)``.
+
+    Args:
+        decoder_logits: p, [B, C, h, w].
+        cam_logits: m, [B, C, h2, w2].
+        size: label size (H, W); None for (h, w).
+        gamma: share of the decoder in [0, 1]; 1 is the decoder alone, 0 SGC alone.
+        temperature: T > 0.
+        norm: the scale s of both maps is ``rsqrt(mean(up(p)^2, up(m)^2) + 1e-8)``, the mean being over the
+            ``"batch"`` or each ``"image"``; ``"pixel"`` takes the sum over the 2C logits of each pixel in place of
+            the mean; ``"none"`` is s = 1.
+
+    Returns:
+        [B, C, H, W] in the dtype of decoder_logits. Not differentiable.
+
+    Source: equations 3 and 4 of PseudoSeg (arXiv 2010.09713); norm="batch" is its release's.
+    """
+    _check_maps(decoder_logits=decoder_logits, cam_logits=cam_logits)
+    _check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
+    _check_device(decoder_logits=decoder_logits, cam_logits=cam_logits)
+    size = _check_size(size, decoder_logits)
+    _check_fusion(gamma, temperature, norm)
+    run = backends.choose("fuse_predictions", (decoder_logits, cam_logits), backend)
+    return run(
+        decoder_logits,
+        cam_logits,
+        size=size,
+        gamma=gamma,
+        temperature=temperature,
+        norm=norm,
+        align_corners=align_corners,
+    )
+
+
+def pseudo_label(
+    query: Tensor,
+    key: Tensor,
+    cam: Tensor,
+    decoder_logits: Tensor,
+    *,
+    projection: Tensor,
+    shift: Tensor,
+    background: bool,
+    mask: Tensor | None = None,
+    size: Size | None = None,
+    gamma: float = 0.5,
+    temperature: float = 0.5,
+    norm: str = "batch",
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Make the soft pseudo label from features, class activation maps and decoder logits.
+
+    ``r = refine_cam(query, key, cam)``; with a background class ``2 - max_c r`` is prepended as its channel;
+    ``m = BN(projection r)`` with the biased batch statistics over B, h2 and w2, epsilon 1e-5, scale 1 and the given
+    shift; then ``fuse_predictions(decoder_logits, m)``.
+
+    Args:
+        query, key: [B, h2 * w2, D].
+        cam: [B, K, h2, w2].
+        decoder_logits: [B, C, h, w], C = K + 1 with a background class and K without.
+        projection: [C, C], output class by input channel.
+        shift: [C].
+        background: whether there is a background class.
+        mask: [B, h2 * w2] bool, see ``refine_cam``.
+        size, gamma, temperature, norm: see ``fuse_predictions``.
+
+    Returns:
+        [B, C, H, W] in the dtype of decoder_logits. Not differentiable.
+    """
+    _check_maps(cam=cam, decoder_logits=decoder_logits)
+    _check_floats(query=query, key=key, projection=projection, shift=shift)
+    _check_dimensions(3, "[B, L, D]", query=query, key=key)
+    positions = cam.shape[2] * cam.shape[3]
+    _check_shape("query", query, (cam.shape[0], positions, query.shape[2]), "[B, h2 * w2] of cam")
+    _check_shape("key", key, tuple(query.shape), "the shape of query")
+    _check_mask("mask", mask, tuple(query.shape[:2]), "[B, h2 * w2] of cam")
+    classes = cam.shape[1] + int(background)
+    expected = (cam.shape[0], classes, *decoder_logits.shape[2:])
+    _check_shape("decoder_logits", decoder_logits, expected, f"B and K of cam with background={background}")
+    _check_shape("projection", projection, (classes, classes), "[C, C]")
+    _check_shape("shift", shift, (classes,), "[C]")
+    _check_device(
+        query=query,
+        key=key,
+        cam=cam,
+        decoder_logits=decoder_logits,
+        projection=projection,
+        shift=shift,
+        mask=mask,
+    )
+    size = _check_size(size, decoder_logits)
+    _check_fusion(gamma, temperature, norm)
+    tensors = (query, key, cam, decoder_logits, projection, shift, mask)
+    run = backends.choose("pseudo_label", tensors, backend)
+    return run(
+        query,
+        key,
+        cam,
+        decoder_logits,
+        projection=projection,
+        shift=shift,
+        background=background,
+        mask=mask,
+        size=size,
+        gamma=gamma,
+        temperature=temperature,
+        norm=norm,
+        align_corners=align_corners,
+    )
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the cross entropy of upsampled logits with a soft label: ``-sum_c target_c log softmax_c(up(logits))``.
+
+    Args:
+        logits: [B, C, h, w].
+        target: [B, C, H, W]; need not sum to 1.
+        weight: [B, H, W], a mask (bool) or non-negative weights. Pixels of weight zero contribute zero.
+        reduction: ``"mean"`` = sum / sum(weight), 0 when no pixel has weight; ``"sum"``; ``"none"``.
+
+    Returns:
+        A scalar, or [B, H, W] for ``"none"``. Differentiable in logits.
+    """
+    _check_maps(logits=logits, target=target)
+    _check_same_classes("target", target, "logits", logits)
+    if weight is not None:
+        if weight.dtype != torch.bool:
+            _check_floats(weight=weight)
+        _check_shape("weight", weight, (target.shape[0], *target.shape[2:]), "[B, H, W] of target")
+    _check_device(logits=logits, target=target, weight=weight)
+    _check_one_of("reduction", reduction, REDUCTIONS)
+    run = backends.choose("soft_cross_entropy", (logits, target, weight), backend)
+    return run(logits, target, weight=weight, reduction=reduction, align_corners=align_corners)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    class_weight: Tensor | None = None,
+    reduction: str = "mean",
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the cross entropy of upsampled logits with a mask: ``-w_y log softmax_y(up(logits))`` for label y.
+
+    Args:
+        logits: [B, C, h, w].
+        labels: [B, H, W], uint8 or int64. Pixels of ``ignore_index``, and of any label outside [0, C), contribute
+            zero: a device cannot raise without a synchronisation, so check masks where they are read.
+        class_weight: w, [C], non-negative; None for all ones.
+        reduction: ``"mean"`` = sum / sum of w_y, 0 when no pixel counts; ``"sum"``; ``"none"``.
+
+    Returns:
+        A scalar, or [B, H, W] for ``"none"``. Differentiable in logits.
+    """
+    _check_maps(logits=logits)
+    if labels.dtype not in (torch.uint8, torch.int64):
+        raise TypeError(f"labels must be uint8 or int64, got {labels.dtype}: convert with labels.long()")
+    _check_dimensions(3, "[B, H, W]", labels=labels)
+    _check_shape("labels", labels, (logits.shape[0], *labels.shape[1:]), "B of logits")
+    _check_size((labels.shape[1], labels.shape[2]), logits)
+    if class_weight is not None:
+        _check_floats(class_weight=class_weight)
+        _check_shape("class_weight", class_weight, (logits.shape[1],), "[C] of logits")
+    _check_device(logits=logits, labels=labels, class_weight=class_weight)
+    _check_one_of("reduction", reduction, REDUCTIONS)
+    run = backends.choose("cross_entropy", (logits, labels, class_weight), backend)
+    return run(
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        class_weight=class_weight,
+        reduction=reduction,
+        align_corners=align_corners,
+    )
+
+
+def consistency_loss(
+    student_logits: Tensor,
+    decoder_logits: Tensor,
+    cam_logits: Tensor,
+    *,
+    valid: Tensor | None = None,
+    size: Size | None = None,
+    gamma: float = 0.5,
+    temperature: float = 0.5,
+    norm: str = "batch",
+    threshold: float = 0.0,
+    hard: bool = False,
+    reduction: str = "mean",
+    align_corners: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Compute the cross entropy of the student with the fused pseudo label of the other two maps, in one step.
+
+    ``soft_cross_entropy(student_logits, fuse_predictions(decoder_logits, cam_logits))`` at the label size.
+
+    Args:
+        student_logits: logits of the strong view, [B, C, h3, w3].
+        decoder_logits, cam_logits: logits of the weak view, [B, C, h, w] and [B, C, h2, w2].
+        valid: [B, H, W] bool, True = real pixel; None for all.
+        size: label size (H, W); None for (h, w).
+        gamma, temperature, norm: see ``fuse_predictions``.
+        threshold: pixels whose largest label is smaller contribute zero; they still count in the mean, as in
+            FixMatch.
+        hard: use the one-hot argmax of the label; of equal classes the first wins.
+        reduction: ``"mean"`` = sum / number of valid pixels, 0 when there is none; ``"sum"``; ``"none"``.
+
+    Returns:
+        A scalar, or [B, H, W] for ``"none"``. Differentiable in student_logits.
+    """
+    _check_maps(student_logits=student_logits, decoder_logits=decoder_logits, cam_logits=cam_logits)
+    _check_same_classes("student_logits", student_logits, "decoder_logits", decoder_logits)
+    _check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
+    size = _check_size(size, decoder_logits)
+    _check_mask("valid", valid, (decoder_logits.shape[0], *size), "[B, H, W] at the label size")
+    _check_device(
+        student_logits=student_logits, decoder_logits=decoder_logits, cam_logits=cam_logits, valid=valid
+    )
+    _check_fusion(gamma, temperature, norm)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}")
+    _check_one_of("reduction", reduction, REDUCTIONS)
+    tensors = (student_logits, decoder_logits, cam_logits, valid)
+    run = backends.choose("consistency_loss", tensors, backend)
+    return run(
+        student_logits,
+        decoder_logits,
+        cam_logits,
+        valid=valid,
+        size=size,
+        gamma=gamma,
+        temperature=temperature,
+        norm=norm,
+        threshold=threshold,
+        hard=hard,
+        reduction=reduction,
+        align_corners=align_corners,
+    )
+
+
+def predict_labels(
+    logits: Tensor, size: Size, *, align_corners: bool = False, backend: str = "auto"
+) -> Tensor:
+    """Upsample logits and take the class of the largest; of equal classes the first wins.
+
+    Args:
+        logits: [B, C, h, w].
+        size: (H, W) of the label map.
+
+    Returns:
+        [B, H, W], uint8, or int64 when C > 256. Not differentiable.
+    """
+    _check_maps(logits=logits)
+    size = _check_size(size, logits)
+    run = backends.choose("predict_labels", (logits,), backend)
+    return run(logits, size, align_corners=align_corners)
+
+
+def _check_floats(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: "
+                f"convert with {name}.float()"
+            )
+
+
+def _check_dimensions(count: int, layout: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dim() != count:
+            raise ValueError(f"{name} must be {layout}, got shape {tuple(tensor.shape)}")
+
+
+def _check_maps(**tensors: Tensor) -> None:
+    _check_floats(**tensors)
+    _check_dimensions(4, "[B, C, h, w]", **tensors)
+    for name, tensor in tensors.items():
+        if 0 in tensor.shape[1:]:
+            raise ValueError(f"{name} must have classes and pixels, got shape {tuple(tensor.shape)}")
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {tuple(tensor.shape)}")
+
+
+def _check_same_classes(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape[:2] != other.shape[:2]:
+        raise ValueError(
+            f"{name} and {other_name} must agree in images and classes, "
+            f"got {tuple(tensor.shape)} and {tuple(other.shape)}"
+        )
+
+
+def _check_mask(name: str, mask: Tensor | None, expected: tuple[int, ...], meaning: str) -> None:
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, True = valid, got {mask.dtype}: convert with {name}.bool()")
+    _check_shape(name, mask, expected, meaning)
+
+
+def _check_device(**tensors: Tensor | None) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise RuntimeError(f"all tensors must be on one device, got {found}")
+
+
+def _check_size(size: Size | None, logits: Tensor) -> Size:
+    """Return the label size (H, W); that of the map where none is given."""
+    if size is None:
+        return logits.shape[2], logits.shape[3]
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size must be (height, width), got {size!r}")
+    if size[0] < 1 or size[1] < 1:
+        raise ValueError(f"size must be at least 1 x 1, got {tuple(size)}")
+    return size[0], size[1]
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+
+
+def _check_fusion(gamma: float, temperature: float, norm: str) -> None:
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma, the share of the decoder, must be in [0, 1], got {gamma}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    _check_one_of("norm", norm, NORMS)

@@ -1,0 +1,213 @@
+"""One training step of PseudoSeg as a pure function of the network's outputs (Zou et al., ICLR 2021).
+
+``labeled_losses`` and ``unlabeled_losses`` give the four terms; nothing here knows of models, optimisers or devices.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+from pseudoseg_fast import functional
+from pseudoseg_fast.network import Outputs
+
+
+@dataclass
+class MethodConfig:
+    """What is learnt from, and how the pseudo label is made.
+
+    Args:
+        name: "pseudoseg", or "supervised": the same loop, labelled batches and losses without unlabelled data.
+        gamma: share of the decoder in the fused label; 1 is decoder only, 0 is SGC only.
+        temperature: exponent 1/temperature sharpens the label; 1 leaves it as it is.
+        norm: what the calibration averages over before the softmax: "batch", "image", "pixel", or "none".
+        hard: learn the label's argmax instead of the soft label.
+        threshold: leave out pixels whose label has a smaller maximum.
+        label_size: make the label at the decoder's size, as the authors' code does, or at the "crop" size.
+        align_corners: how maps are resized, as in torch.nn.functional.interpolate.
+        image_labels: image-level mode: tags of unlabelled pictures, where given, replace the classifier's guess and
+            are what the classifier learns from.
+        weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
+        weight_x: weight of L_x, the classifier's loss.
+        weight_u: weight of L_u, the consistency loss.
+        start_u: first step that uses unlabelled data; before it training is supervised.
+        ramp_u: steps over which L_u then grows linearly to its weight.
+        ema: decay of the weights' moving average, which then makes the pseudo labels in evaluation mode and is what
+            is evaluated; 0 turns it off, and labels come from the model itself in training mode.
+    """
+
+    name: Literal["pseudoseg", "supervised"] = "pseudoseg"
+    gamma: float = 0.5
+    temperature: float = 0.5
+    norm: Literal["batch", "image", "pixel", "none"] = "batch"
+    hard: bool = False
+    threshold: float = 0.0
+    label_size: Literal["decoder", "crop"] = "decoder"
+    align_corners: bool = False
+    image_labels: bool = False
+    weight_sa: float = 1.0
+    weight_x: float = 1.0
+    weight_u: float = 1.0
+    start_u: int = 0
+    ramp_u: int = 0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        for name in ("gamma", "threshold", "ema"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"method.{name} must be in [0, 1], got {value}")
+        if self.ema == 1:
+            raise ValueError(
+                "method.ema must be below 1, or the average never moves; 0.99 is common, 0 is off"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"method.temperature must be positive, got {self.temperature}")
+        for name in ("weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"method.{name} must not be negative, got {value}")
+
+    def consistency_weight(self, step: int) -> float:
+        """Return the weight of L_u at ``step``, counted from 0; 0 means that the step needs no unlabelled batch."""
+        if self.name == "supervised" or step < self.start_u:
+            return 0.0
+        if self.ramp_u == 0:
+            return self.weight_u
+        return self.weight_u * min(1.0, (step - self.start_u + 1) / self.ramp_u)
+
+
+def labeled_losses(
+    config: MethodConfig, outputs: Outputs, masks: Tensor, image_labels: Tensor
+) -> dict[str, Tensor]:
+    """Return the weighted L_s, L_sa and, outside image-level mode, L_x of a labelled batch.
+
+    Args:
+        config: weights and the meaning of resizing.
+        outputs: of the weak view, with SGC logits unless ``weight_sa`` is 0.
+        masks: [B, H, W] uint8 or int64 class ids, 255 = ignore.
+        image_labels: [B, K] float, 1 for the classes in the mask.
+    """
+    align_corners = config.align_corners
+    losses = {"L_s": functional.cross_entropy(outputs.decoder_logits, masks, align_corners=align_corners)}
+    if outputs.sgc_logits is not None and config.weight_sa:
+        attention = functional.cross_entropy(outputs.sgc_logits, masks, align_corners=align_corners)
+        losses["L_sa"] = config.weight_sa * attention
+    if not config.image_labels and config.weight_x:
+        losses["L_x"] = config.weight_x * classification_loss(outputs.class_logits, image_labels)
+    return losses
+
+
+def unlabeled_losses(
+    config: MethodConfig,
+    weight: float,
+    strong: Outputs,
+    weak: Outputs,
+    valid: Tensor,
+    image_labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the weighted L_u and, in image-level mode, L_x of an unlabelled batch.
+
+    Args:
+        config: how the pseudo label is made.
+        weight: of L_u at this step, see :meth:`MethodConfig.consistency_weight`.
+        strong: outputs of the strong view, which learns.
+        weak: outputs of the weak view with SGC logits, which makes the label.
+        valid: [B, H, W] bool at the crop size, False on padding and cut-out.
+        image_labels: [B, K] float tags; rows of NaN have none.
+    """
+    if weak.sgc_logits is None:
+        raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
+    size = tuple(valid.shape[-2:] if config.label_size == "crop" else weak.decoder_logits.shape[-2:])
+    losses = {
+        "L_u": weight
+        * functional.consistency_loss(
+            strong.decoder_logits,
+            weak.decoder_logits,
+            weak.sgc_logits,
+            valid=resize_valid(valid, size),
+            size=size,
+            gamma=config.gamma,
+            temperature=config.temperature,
+            norm=config.norm,
+            threshold=config.threshold,
+            hard=config.hard,
+            align_corners=config.align_corners,
+        )
+    }
+    if config.image_labels and config.weight_x:
+        if image_labels is None:
+            raise ValueError(
+                "method.image_labels needs tags of the unlabelled pictures: give --data.tags FILE"
+            )
+        losses["L_x"] = config.weight_x * classification_loss(strong.class_logits, image_labels)
+    return losses
+
+
+def pseudo_label(config: MethodConfig, weak: Outputs, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the soft pseudo label [B, C, H, W] that ``weak``, outputs with SGC logits, stands for; to be looked at."""
+    if weak.sgc_logits is None:
+        raise ValueError("a pseudo label needs SGC logits, got None: call the network with sgc=True")
+    return functional.fuse_predictions(
+        weak.decoder_logits,
+        weak.sgc_logits,
+        size=size,
+        gamma=config.gamma,
+        temperature=config.temperature,
+        norm=config.norm,
+        align_corners=config.align_corners,
+    )
+
+
+def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Return the sigmoid cross-entropy of [B, K] logits, the mean over classes and the pictures that have labels.
+
+    Rows of NaN in ``image_labels`` have none; with no labelled row the loss and its gradient are 0.
+    """
+    known = ~image_labels.isnan()
+    labels = torch.where(known, image_labels, 0.0)
+    losses = binary_cross_entropy_with_logits(class_logits.float(), labels, reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a bool map [B, H, W] to ``size`` by the nearest pixel."""
+    if tuple(valid.shape[-2:]) == size:
+        return valid
+    return interpolate(valid[:, None].to(torch.uint8), size=size, mode="nearest-exact")[:, 0].bool()
+
+
+class Teacher:
+    """Moving average of a network's weights (Tarvainen and Valpola, 2017), in evaluation mode and without gradient.
+
+    Parameters and floating-point buffers are averaged; integer buffers are copied, since the mean of an index is none.
+
+    Args:
+        model: the network to follow; its present weights are the start.
+        decay: of the average; young averages use ``min(decay, (1 + updates) / (10 + updates))``.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Move towards ``model`` after its ``updates``-th step, counted from 0."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        averaged: list[Tensor] = []
+        current: list[Tensor] = []
+        theirs = model.state_dict()
+        for name, ours in self.model.state_dict().items():
+            if ours.is_floating_point():
+                averaged.append(ours)
+                current.append(theirs[name].to(ours.dtype))
+            else:
+                ours.copy_(theirs[name])
+        torch._foreach_lerp_(averaged, current, 1 - decay)

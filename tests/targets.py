@@ -1,0 +1,23 @@
+"""The backends that a test of a public function runs on: each with the device it needs."""
+
+from typing import NamedTuple
+
+import pytest
+
+
+class Target(NamedTuple):
+    backend: str
+    device: str
+
+
+_CUDA = pytest.mark.cuda
+
+ALL = [
+    pytest.param(Target("eager", "cpu"), id="eager-cpu"),
+    pytest.param(Target("eager", "cuda"), id="eager-cuda", marks=_CUDA),
+]
+
+
+def on_all_targets(test):
+    """Run a test with ``target`` = every backend that implements the losses, fusion and prediction."""
+    return pytest.mark.parametrize("target", ALL)(test)

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pseudoseg_fast.data.lists import DataError, read_classes, read_list, read_tags, read_unlabeled
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("images/a.jpg", "images/b 2.jpg", "images/deep/c.PNG", "masks/a.png", "masks/b 2.png"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3)).save(path)
+    return tmp_path / "data"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_labeled_list_with_every_kind_of_line(root):
+    text = "\ufeff# image mask\r\n\r\n./images/a.jpg   masks/a.png \r\nimages/b 2.jpg\tmasks/b 2.png\n"
+    samples = read_list(write(root / "splits" / "train.txt", text), root)
+    assert [sample.name for sample in samples] == ["images/a.jpg", "images/b 2.jpg"]
+    assert [sample.mask for sample in samples] == [root / "masks/a.png", root / "masks/b 2.png"]
+    assert samples[1].image == root / "images/b 2.jpg"
+
+
+def test_list_is_found_from_the_working_directory_before_the_root(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(root / "list.txt", "images/deep/c.PNG\n")
+    assert read_unlabeled("list.txt", "data")[0].image == root / "images/deep/c.PNG"
+    write(tmp_path / "list.txt", "images/a.jpg\n")
+    assert read_unlabeled("list.txt", "data")[0].name == "images/a.jpg"
+
+
+def test_unlabeled_list_ignores_its_mask_column(root):
+    path = write(root / "list.txt", "images/a.jpg masks/nowhere.png\nimages/b 2.jpg\t\n")
+    samples = read_unlabeled(path, root)
+    assert [(sample.name, sample.mask) for sample in samples] == [
+        ("images/a.jpg", None),
+        ("images/b 2.jpg", None),
+    ]
+
+
+def test_unlabeled_folder_is_read_in_depth_and_sorted(root):
+    write(root / "images" / ".hidden.jpg", "")
+    write(root / "images" / "notes.txt", "")
+    names = [sample.name for sample in read_unlabeled("images", root)]
+    assert names == ["images/a.jpg", "images/b 2.jpg", "images/deep/c.PNG"]
+    outside = [sample.name for sample in read_unlabeled(root / "images", root / "masks")]
+    assert outside == ["a.jpg", "b 2.jpg", "deep/c.PNG"]
+
+
+def test_all_missing_files_come_in_one_error(root):
+    rows = [f"images/{number}.jpg masks/a.png" for number in range(12)]
+    path = write(root / "list.txt", "\n".join(["images/a.jpg masks/a.png", *rows]))
+    with pytest.raises(DataError, match=r"missing files in .*: 12;") as error:
+        read_list(path, root)
+    assert f"line 2: {root / 'images/0.jpg'}" in str(error.value)
+    assert "9.jpg" in str(error.value)
+    assert "10.jpg" not in str(error.value)
+    assert "and 2 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        pytest.param("# nothing\n\n", "is empty", id="empty"),
+        pytest.param("images/a.jpg\n", r"line 1: expected 'image mask', got 'images/a.jpg'", id="no-mask"),
+        pytest.param("images/b 2.jpg masks/b 2.png\n", "got 4 columns", id="spaces"),
+        pytest.param("images/a.jpg ../other/a.png\n", r"line 1: ../other/a.png leaves the root", id="leaves"),
+        pytest.param("/etc/a.jpg masks/a.png\n", "leaves the root", id="absolute"),
+    ],
+)
+def test_wrong_labeled_list(root, text, match):
+    with pytest.raises(DataError, match=match):
+        read_list(write(root / "list.txt", text), root)
+
+
+def test_missing_list_names_both_places(root):
+    with pytest.raises(DataError) as error:
+        read_list("splits/none.txt", root)
+    assert str(Path.cwd() / "splits/none.txt") in str(error.value)
+    assert str(root / "splits/none.txt") in str(error.value)
+
+
+def test_folder_without_pictures(root):
+    (root / "bare").mkdir()
+    with pytest.raises(DataError, match="holds no picture"):
+        read_unlabeled("bare", root)
+
+
+def test_classes(root):
+    assert read_classes(write(root / "classes.txt", "sky\r\ntraffic light\r\n\r\n"), root) == [
+        "sky",
+        "traffic light",
+    ]
+    with pytest.raises(DataError, match="names a class twice: sky"):
+        read_classes(write(root / "twice.txt", "sky\nroad\nsky\n"))
+    with pytest.raises(DataError, match="names 256 classes"):
+        read_classes(write(root / "many.txt", "\n".join(map(str, range(256)))))
+
+
+def test_tags(root):
+    classes = ["background", "skin", "hair"]
+    path = write(root / "tags.csv", "image,tags\nimages/a.jpg,skin; hair\nimages/c.jpg,\n")
+    assert read_tags(path, classes) == {"images/a.jpg": {"skin", "hair"}, "images/c.jpg": set()}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        pytest.param(
+            "image,tags\na.jpg,skin;hiar\n", "line 2: 'hiar' is no class; did you mean 'hair'", id="typo"
+        ),
+        pytest.param("image,labels\na.jpg,skin\n", "has no column tags", id="header"),
+        pytest.param("image,tags\na.jpg,skin,hair\n", "line 2: expected two columns", id="commas"),
+        pytest.param("image,tags\na.jpg,skin\na.jpg,hair\n", "line 3: a.jpg has tags already", id="twice"),
+        pytest.param("image,tags\n", "is empty", id="empty"),
+    ],
+)
+def test_wrong_tags(root, text, match):
+    with pytest.raises(DataError, match=match):
+        read_tags(write(root / "tags.csv", text), ["skin", "hair"])
