@@ -1,8 +1,6 @@
 """Put a classifier and self-attention Grad-CAM on any segmentation-models-pytorch network."""
 
 import difflib
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,10 +56,13 @@ class Network(nn.Module):
     PSPNet (three encoder stages)                   8    8    4
     DeepLabV3 (output stride 8)                     8    8    8
     DeepLabV3Plus, PAN (output stride 16)           4   16   16
-    DPT (a ViT of patch size 16)                    2   16   16
+    DPT (a ViT with patches of 16)                  2   16   16
     =========================================  ======  ===  ===
 
-    Unet, UnetPlusPlus, MAnet, Linknet and DPT upsample inside the decoder, so their logits are that fine.
+    Unet, UnetPlusPlus, MAnet, Linknet and DPT upsample inside the decoder, so their logits are that fine. PAN needs
+    an F5 of at least 8x8. DPT's feature maps come from four depths of one resolution; its prefix tokens (class
+    token, registers) go to the decoder alone. Encoders with a fixed image size want it as
+    ``decoder={"img_size": [H, W]}``.
     The classifier is a global average pool of F5 and a linear layer with bias. The SGC head sees F5 beside F4
     resized to F5's size.
 
@@ -122,7 +123,7 @@ class Network(nn.Module):
         self.encoder = model.encoder
         self.decoder = model.decoder
         self.segmentation_head = model.segmentation_head
-        self.stride = int(model.encoder.output_stride)
+        self.stride = _stride(arch, model)
         f4_channels, f5_channels = self._feature_channels()
         self.classifier = nn.Linear(f5_channels, len(foreground))
         self.sgc = SGC(f5_channels + f4_channels, classes, background=background, attention_dim=attention_dim)
@@ -160,8 +161,8 @@ class Network(nn.Module):
             Images [B, in_channels, H', W'], and real pixels [B, H', W'], False in the padding.
         """
         batch, _, height, width = images.shape
-        padded_height = math.ceil(height / self.stride) * self.stride
-        padded_width = math.ceil(width / self.stride) * self.stride
+        stride = self.stride
+        padded_height, padded_width = ((side + stride - 1) // stride * stride for side in (height, width))
         if valid is None:
             valid = images.new_ones((batch, height, width), dtype=torch.bool)
         if (padded_height, padded_width) == (height, width):
@@ -220,10 +221,10 @@ class Network(nn.Module):
         if image_labels is None:
             image_labels = class_logits.detach() >= 0
         cam = class_activation_map(f5, self.classifier.weight, image_labels)
-        f5, f4 = f5.detach(), f4.detach()
         if f4.shape[-2:] != f5.shape[-2:]:
             f4 = interpolate(f4, size=f5.shape[-2:], mode="bilinear", align_corners=False)
-        return Outputs(decoder_logits, class_logits, cam, self.sgc(torch.cat([f5, f4], dim=1), cam, valid))
+        hypercolumn = torch.cat([f5, f4], dim=1)
+        return Outputs(decoder_logits, class_logits, cam, self.sgc(hypercolumn, cam, valid))
 
 
 def _architecture(name: str) -> str:
@@ -249,7 +250,7 @@ def _encoder(name: str, arch: str) -> str:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=5)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=5)
     return f"did you mean {', '.join(near)}?" if near else f"known are for example {', '.join(known[:12])}"
 
 
@@ -289,12 +290,12 @@ def _create_model(
                 raise ValueError(
                     f"unknown encoder_weights {encoder_weights!r} for {name}; {_nearest(encoder_weights, known)}"
                 )
+    if weights is None:
+        return _call_smp(arch, name, None, arguments)
     try:
         return _call_smp(arch, name, weights, arguments)
-    except Exception as error:
-        if weights is None:
-            raise
-        # What fails without weights too was not the download's fault; that error is raised instead.
+    except Exception as error:  # hubs fail with exceptions of several HTTP libraries
+        # What fails without weights too was not the download's fault: that error is raised instead.
         _call_smp(arch, name, None, arguments)
         raise RuntimeError(
             f"pretrained weights {encoder_weights!r} of {name} cannot be fetched ({error}); "
@@ -305,12 +306,25 @@ def _create_model(
 def _call_smp(
     arch: str, name: str, weights: str | bool | None, arguments: Mapping[str, Any]
 ) -> SegmentationModel:
-    with warnings.catch_warnings():
-        # The native timm- encoders are deprecated in words only and hold weights that no other name does.
-        warnings.filterwarnings(
-            "ignore", message="`timm-` encoders are deprecated", category=DeprecationWarning
-        )
+    try:
         return smp.create_model(arch, encoder_name=name, encoder_weights=weights, **arguments)
+    except (TypeError, ValueError, KeyError, AssertionError, NotImplementedError) as error:
+        hint = '; an encoder of fixed image size wants decoder={"img_size": [H, W]}' if arch == "DPT" else ""
+        raise ValueError(f"{arch} cannot be built on encoder {name}: {error}{hint}") from error
+
+
+def _stride(arch: str, model: SegmentationModel) -> int:
+    """Return what image sides must be multiples of."""
+    stride = int(model.encoder.output_stride)
+    if arch != "DPT":
+        return stride
+    # The decoder brings stage i to stride 2^(i + 2) by whole factors, then doubles from stage to stage.
+    if stride & (stride - 1):
+        raise ValueError(
+            f"DPT needs patches of a power of two, got {stride} from {model.encoder.name}; "
+            'use decoder={"patch_size": 16}, to which pretrained weights are resampled'
+        )
+    return max(stride, 2 ** (len(model.encoder.out_channels) + 1))
 
 
 def _channel_values(

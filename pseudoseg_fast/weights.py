@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from timm.models import adapt_input_conv
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -45,7 +47,9 @@ class WeightsReport:
         if self.unmatched:
             lines.append(f"  unused in the file: {_some(self.unmatched)}")
         if self.missing:
-            lines.append(f"  not in the file, unchanged: {_some(self.missing)}")
+            parts = Counter(name.partition(".")[0] for name in self.missing)
+            counts = ", ".join(f"{part} ({count})" for part, count in parts.items())
+            lines.append(f"  unchanged, not in the file: {counts}")
         return "\n".join(lines)
 
 
@@ -56,7 +60,8 @@ def load_weights(module: nn.Module, path: str | Path) -> WeightsReport:
     do not count on either side. Where fewer than half of the encoder's tensors match so, they are matched by order
     instead, if those of the file agree with all of them in shape and in the last word of the name (``weight``,
     ``running_mean``, ...); the file may go on after them. The first convolution is adapted to the module's input
-    channels as timm does. The file is read as tensors only: nothing that it may hold is executed.
+    channels, and a vision transformer's patches and positions to the module's sizes, as timm does. The file is read
+    as tensors only: nothing that it may hold is executed.
 
     Args:
         module: an encoder, or a network whose ``encoder`` is what must match.
@@ -70,6 +75,9 @@ def load_weights(module: nn.Module, path: str | Path) -> WeightsReport:
     """
     path = _find_in_package(str(path)[len(_PACKAGE) :]) if str(path).startswith(_PACKAGE) else Path(path)
     source = _without_counters(_read(path))
+    transformer = next((part for part in module.modules() if isinstance(part, VisionTransformer)), None)
+    if transformer is not None:
+        source = checkpoint_filter_fn({_bare(name): tensor for name, tensor in source.items()}, transformer)
     target = _without_counters(module.state_dict())
     encoder = [name for name in target if name.startswith("encoder.")] or list(target)
     first_convolution = next((name for name in encoder if target[name].dim() == 4), None)
@@ -129,9 +137,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"{path} is no plain state dict ({str(error).splitlines()[0]}); save the tensors alone: "
+                f"{path} is no plain state dict ({reason}); if it is whole, save its tensors alone: "
                 "torch.save(model.state_dict(), path)"
             ) from error
     while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping) for key in _NESTED):
