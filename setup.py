@@ -25,7 +25,8 @@ def load_build_package() -> ModuleType:
     """Import pseudoseg_fast.build on its own, without importing the package around it."""
     folder = HERE / "pseudoseg_fast" / "build"
     spec = importlib.util.spec_from_file_location("pseudoseg_build", folder / "__init__.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -36,6 +37,7 @@ class BuildWithLibraries(build_py):
     """Copy the Python files, then put every native library into pseudoseg_fast/_native."""
 
     def run(self) -> None:
+        """Copy, then build or take from the cache."""
         super().run()
         if COMPILE:
             native = load_build_package()
@@ -46,10 +48,12 @@ class BuildWithLibraries(build_py):
                 shutil.copy(native.ensure(spec).path, target / spec.filename)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Return every file written, libraries included."""
         libraries = self.library_folder().glob("*") if COMPILE else ()
         return [*super().get_outputs(include_bytecode), *map(str, libraries)]
 
     def library_folder(self) -> Path:
+        """Return where the libraries go: the source tree itself for an editable install."""
         package = HERE if self.editable_mode else Path(self.build_lib)
         return package / "pseudoseg_fast" / "_native"
 
@@ -58,6 +62,7 @@ class PlatformWheel(bdist_wheel):
     """Tag the wheel for this platform but for any Python: the operators use neither Python's nor torch's C++ ABI."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags for Python, ABI and platform."""
         return ("py3", "none", super().get_tag()[2]) if COMPILE else super().get_tag()
 
 
@@ -65,6 +70,7 @@ class DistributionWithLibraries(Distribution):
     """Say whether the distribution depends on the platform."""
 
     def has_ext_modules(self) -> bool:
+        """Return whether compiled libraries are inside."""
         return COMPILE
 
 

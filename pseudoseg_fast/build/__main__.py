@@ -13,7 +13,9 @@ from .cmake import cmake_variables
 
 def main() -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pseudoseg_fast.build", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m pseudoseg_fast.build", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--cmake", action="store_true", help="print CMake variables instead of building")
     arguments = parser.parse_args()
     try:

@@ -29,8 +29,10 @@ def ninja_file(spec: Spec, toolchain: Toolchain) -> str:
     lines = [
         "rule compile",
         f"  command = {cxx} $arguments -c $in -o $out",
+        "  description = compile $out",
         "rule link",
         f"  command = {cxx} -shared $in $arguments -o $out",
+        "  description = link $out",
     ]
     for unit in spec.units:
         lines += [
@@ -54,12 +56,15 @@ def compile_library(spec: Spec, toolchain: Toolchain, folder: Path) -> Path:
     """
     (folder / "build.ninja").write_text(ninja_file(spec, toolchain))
     command = [find_ninja(), "-C", str(folder), "-j", str(_jobs())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
     if done.returncode != 0:
         shown = "\n".join(done.stdout.strip().splitlines()[-_LINES_SHOWN:])
         raise BuildError(
             f"building {spec.name} with {toolchain.version} failed; the last lines of the build were\n{shown}\n"
-            f"Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=..., {REMEDY}"
+            "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=..., "
+            f"{REMEDY}"
         )
     return folder / f"{spec.name}{spec.suffix}"
 

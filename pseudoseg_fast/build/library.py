@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import ensure
-from .errors import BuildError
+from .errors import REMEDY, BuildError
 from .spec import Spec, build_info_spec, cpu_spec, instruction_sets
 
 _guard = threading.Lock()
@@ -29,24 +29,24 @@ def load_cpu() -> None:
     """
     if "pseudoseg_cpu" in _loaded:
         return
-    if os.environ.get("PSEUDOSEG_BACKEND") == "eager":
-        raise BuildError("native kernels are switched off by PSEUDOSEG_BACKEND=eager; unset it to use them")
     spec = cpu_spec()
     wanted = os.environ.get("PSEUDOSEG_ISA", "")
     known = list(instruction_sets(spec.machine))
     if wanted and wanted not in known:
-        raise ValueError(f"PSEUDOSEG_ISA must be one of {', '.join(known)}, got {wanted!r}; correct or unset it")
+        raise ValueError(
+            f"PSEUDOSEG_ISA must be one of {', '.join(known)}, got {wanted!r}; correct or unset it"
+        )
     _load_once(spec, _load_operators)
 
 
 def build_info() -> dict[str, Any]:
     """Return how the CPU library is compiled and what this processor runs of it.
 
-    The keys are ``compiler``, ``flags``, ``cpu_library`` (its file name) and ``cuda_architectures`` (str), ``cplusplus``
-    (int), ``instruction_sets`` (list of those compiled in), ``supported`` and ``in_use`` (instruction set).
+    The keys are ``compiler``, ``flags``, ``cpu_library`` (its file name), ``supported`` and ``in_use`` (instruction
+    sets), all str; ``cplusplus``, int; ``instruction_sets`` and ``cuda_architectures`` compiled in, lists of str.
 
     Raises:
-        BuildError: the module that tells it is not there and cannot be built.
+        BuildError: the module that tells it is not there and cannot be built, or building is switched off.
     """
     module = _load_once(build_info_spec(), _load_module)
     return dict(module.build_info())
@@ -54,6 +54,8 @@ def build_info() -> dict[str, Any]:
 
 def _load_once(spec: Spec, load: Callable[[Spec, Path], Any]) -> Any:
     """Return what `load` makes of the library, from the first success or failure of this process."""
+    if os.environ.get("PSEUDOSEG_BACKEND") == "eager":
+        raise BuildError("native kernels are switched off by PSEUDOSEG_BACKEND=eager; unset it to use them")
     with _guard:
         if spec.name in _failed:
             raise BuildError(_failed[spec.name])
@@ -90,6 +92,6 @@ def _load_module(spec: Spec, path: Path) -> Any:
 
 def _cannot_load(path: Path, error: Exception) -> BuildError:
     return BuildError(
-        f"{path} cannot be loaded: {error}\nIf it was built on another system or its folder is mounted noexec, set "
-        "PSEUDOSEG_CACHE to a folder of this system, or set PSEUDOSEG_BACKEND=eager to run without native kernels"
+        f"{path} cannot be loaded: {error}\nIf it comes from another system, delete it and it is built here; if its "
+        f"folder is mounted noexec, set PSEUDOSEG_CACHE to one that is not; {REMEDY}"
     )

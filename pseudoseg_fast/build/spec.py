@@ -74,7 +74,9 @@ class Spec:
 
     def inputs(self) -> list[Path]:
         """Return every file of ours that the library is made from, each once."""
-        return [self.root / name for name in dict.fromkeys([unit.source for unit in self.units] + [*self.headers])]
+        return [
+            self.root / name for name in dict.fromkeys([unit.source for unit in self.units] + [*self.headers])
+        ]
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the hash of sources, headers, flags and platform."""
@@ -117,7 +119,8 @@ def cpu_spec(machine: str | None = None) -> Spec:
     machine = machine or platform.machine()
     root = source_folder()
     kernels = tuple(
-        Unit("kernels_cpu.cpp", (f"-DPSF_ISA={name}", *flags), name) for name, flags in instruction_sets(machine).items()
+        Unit("kernels_cpu.cpp", (f"-DPSF_ISA={name}", *flags), name)
+        for name, flags in instruction_sets(machine).items()
     )
     return Spec(
         name="pseudoseg_cpu",

@@ -59,7 +59,9 @@ def find_toolchain() -> Toolchain:
             [*command, "--version"], capture_output=True, text=True, errors="replace", check=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"the C++ compiler `{shlex.join(command)}` does not run: {error}; {_INSTALL}, {REMEDY}") from error
+        raise BuildError(
+            f"the C++ compiler `{shlex.join(command)}` does not run: {error}; {_INSTALL}, {REMEDY}"
+        ) from error
     return Toolchain(tuple(command), told.stdout.partition("\n")[0].strip())
 
 
@@ -73,7 +75,9 @@ def find_ninja() -> str:
     if found is None and importlib.util.find_spec("ninja") is not None:
         found = shutil.which("ninja", path=importlib.import_module("ninja").BIN_DIR)
     if found is None:
-        raise BuildError(f"no ninja on PATH and no Python package of that name; `pip install ninja`, {REMEDY}")
+        raise BuildError(
+            f"no ninja on PATH and no Python package of that name; `pip install ninja`, {REMEDY}"
+        )
     return found
 
 
