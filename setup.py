@@ -23,6 +23,8 @@ COMPILE = os.environ.get("PSEUDOSEG_BUILD", "0") not in ("", "0")
 
 def load_build_package() -> ModuleType:
     """Import pseudoseg_fast.build on its own, without importing the package around it."""
+    if importlib.util.find_spec("torch") is None:
+        raise SystemExit("PSEUDOSEG_BUILD=1 compiles against the installed torch: add --no-build-isolation")
     folder = HERE / "pseudoseg_fast" / "build"
     spec = importlib.util.spec_from_file_location("pseudoseg_build", folder / "__init__.py")
     assert spec is not None
