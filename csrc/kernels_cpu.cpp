@@ -1,37 +1,380 @@
-// CPU kernels, compiled once for each instruction set with PSF_ISA naming it. Everything here has internal linkage
-// or stands in the namespace of the instruction set, so no code for a newer processor can reach an older one.
+// CPU kernels: losses, fusion and prediction from low-resolution maps. No map of the output size is stored; each band
+// keeps vectors of [C] pixels in the first-level cache. Compiled once per instruction set, see kernels_cpu.h.
 
 #include "kernels_cpu.h"
 
-namespace psf::PSF_ISA {
+#include "fusion.h"
+#include "gradient.h"
+#include "upsample.h"
+#include "vec.h"
 
+namespace psf::PSF_ISA {
 namespace {
 
-// <a, Wx'Wx b> for two rows of a map, Wx'Wx tridiagonal with diagonal `columns` and off-diagonal `pairs`.
-float row_product(const float* a, const float* b, int64_t width, const float* columns, const float* pairs) {
-  float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t x = 0; x < width - 1; ++x) {
-    sum += columns[x] * a[x] * b[x] + pairs[x] * (a[x] * b[x + 1] + a[x + 1] * b[x]);
-  }
-  return sum + columns[width - 1] * a[width - 1] * b[width - 1];
+// Where an element of a view lies.
+inline const char* element(const View& view, int64_t b, int64_t c, int64_t y, int64_t x) {
+  const int64_t size = view.dtype == Dtype::f64 || view.dtype == Dtype::i64   ? 8
+                       : view.dtype == Dtype::f32                             ? 4
+                       : view.dtype == Dtype::f16 || view.dtype == Dtype::bf16 ? 2
+                                                                               : 1;
+  const int64_t* s = view.strides;
+  return static_cast<const char*>(view.data) + (b * s[0] + c * s[1] + y * s[2] + x * s[3]) * size;
 }
 
-}  // namespace
+// n elements of a row from (b, c, y, x) on; zero in the lanes behind them.
+template <class T>
+inline Vec<T> load_pixels(const View& view, int64_t b, int64_t c, int64_t y, int64_t x, int64_t n) {
+  Vec<T> v = {};
+  load_row(element(view, b, c, y, x), view.dtype, view.strides[3], n, reinterpret_cast<T*>(&v));
+  return v;
+}
 
-// Sum of squares of one map [height, width] after bilinear upsampling, which is never done: with Wy and Wx the
-// interpolation matrices it is <map, (Wy'Wy) map (Wx'Wx)>, and both products are tridiagonal.
-float upsampled_square_sum(const float* map, int64_t height, int64_t width, const float* rows, const float* row_pairs,
-                           const float* columns, const float* column_pairs) {
-  float sum = 0.f;
-  for (int64_t y = 0; y < height; ++y) {
-    const float* row = map + y * width;
-    sum += rows[y] * row_product(row, row, width, columns, column_pairs);
-    if (y + 1 < height) {
-      sum += 2.f * row_pairs[y] * row_product(row, row + width, width, columns, column_pairs);
+// The probabilities that a vector of pixels should have: class c at from + c * stride.
+template <class T>
+struct Target {
+  const T* from;
+  int64_t stride;
+  Vec<T> operator[](int64_t c) const { return load(from + c * stride); }
+};
+
+template <class T>
+class LossBand {
+ public:
+  LossBand(const LossJob<T>& job, void* scratch)
+      : job_(job),
+        classes_(job.frame.classes),
+        arena_(scratch),
+        staged_student_(job.student, classes_, arena_),
+        student_(staged_student_, arena_),
+        label_(job.fusion, job.label == Label::fused ? classes_ : 0, arena_),
+        gradient_(job, arena_),
+        target_(arena_.take<Vec<T>>(job.label == Label::target ? classes_ : 0)) {}
+
+  int64_t scratch() const { return arena_.used(); }
+
+  void run(int64_t item) {
+    const Frame& frame = job_.frame;
+    image_ = item / frame.bands.count;
+    const int64_t band = item % frame.bands.count;
+    const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
+    staged_student_.stage(image_, begin, end);
+    if (job_.label == Label::fused) label_.stage(image_, begin, end);
+    if (job_.gradient) gradient_.begin_band(item);
+    double loss = 0, weight = 0;
+    for (x_ = 0; x_ < frame.width; x_ += kLanes<T>) {
+      pixels_ = frame.width - x_ < kLanes<T> ? frame.width - x_ : kLanes<T>;
+      loss_ = weight_ = Vec<T>{};
+      columns(begin, end);
+      for (int i = 0; i < kLanes<T>; ++i) {
+        loss += double(loss_[i]);
+        weight += double(weight_[i]);
+      }
     }
+    if (job_.gradient) gradient_.end_band();
+    job_.partial[2 * item] = loss;
+    job_.partial[2 * item + 1] = weight;
+  }
+
+ private:
+  void columns(int64_t begin, int64_t end) {
+    student_.begin_columns(x_);
+    if (job_.label == Label::fused) label_.begin_columns(x_);
+    if (job_.gradient) gradient_.begin_columns(x_);
+    for (y_ = begin; y_ < end; ++y_) {
+      Vec<T> pixel_loss = {};
+      switch (job_.label) {
+        case Label::target:
+          pixel_loss = target_row();
+          break;
+        case Label::classes:
+          pixel_loss = classes_row();
+          break;
+        case Label::fused:
+          pixel_loss = fused_row();
+          break;
+      }
+      loss_ += pixel_loss;
+      if (job_.loss) {
+        T* to = job_.loss + (image_ * job_.frame.height + y_) * job_.frame.width + x_;
+        for (int64_t i = 0; i < pixels_; ++i) to[i] = pixel_loss[i];
+      }
+    }
+    if (job_.gradient) gradient_.end_columns();
+  }
+
+  // The weight of each pixel, zero behind the last one; it counts in the mean.
+  Vec<T> given_weight() {
+    Vec<T> w;
+    if (job_.weight.data) {
+      w = load_pixels<T>(job_.weight, image_, 0, y_, x_, pixels_);
+    } else {
+      for (int i = 0; i < kLanes<T>; ++i) w[i] = T(i < pixels_);
+    }
+    return w;
+  }
+
+  Vec<T> with_upstream(Vec<T> w) {
+    return job_.upstream.data ? w * load_pixels<T>(job_.upstream, image_, 0, y_, x_, pixels_) : w;
+  }
+
+  Vec<T> target_row() {
+    Vec<T> w = given_weight();
+    weight_ += w;
+    w = with_upstream(w);
+    const View& view = job_.target;
+    Target<T> target{reinterpret_cast<const T*>(target_), kLanes<T>};
+    if (view.dtype == (sizeof(T) == 4 ? Dtype::f32 : Dtype::f64) && view.strides[3] == 1 && pixels_ == kLanes<T>) {
+      target = {reinterpret_cast<const T*>(element(view, image_, 0, y_, x_)), view.strides[1]};
+    } else {
+      for (int64_t c = 0; c < classes_; ++c) target_[c] = load_pixels<T>(view, image_, c, y_, x_, pixels_);
+    }
+    const Vec<T> total = sum_over<T>(classes_, [&](int64_t c) { return target[c]; });
+    student_.row(y_);
+    return soft(target, w, w * total);
+  }
+
+  Vec<T> fused_row() {
+    Vec<T> w = given_weight();
+    weight_ += w;
+    w = with_upstream(w);
+    const bool thresholded = job_.threshold > T(0);
+    label_.row(y_, thresholded || job_.hard);
+    if (thresholded) w = label_.confidence() < job_.threshold ? Vec<T>{} : w;
+    student_.row(y_);
+    if (job_.hard) {
+      if (thresholded) return hard(label_.best(), w);
+      return hard(label_.best(), w + T(0) * label_.confidence());  // a NaN is not hidden
+    }
+    return soft(Target<T>{reinterpret_cast<const T*>(label_.power()), kLanes<T>}, w / label_.sum(), w);
+  }
+
+  Vec<T> classes_row() {
+    int64_t labels[kLanes<T>] = {};
+    load_row(element(job_.classes, image_, 0, y_, x_), job_.classes.dtype, job_.classes.strides[3], pixels_, labels);
+    Vec<T> w = {};
+    Int<T> kept = {};
+    for (int i = 0; i < pixels_; ++i) {
+      const bool counts = labels[i] != job_.ignore_index && labels[i] >= 0 && labels[i] < classes_;
+      if (!counts) continue;
+      kept[i] = typename Simd<T>::Lane(labels[i]);
+      w[i] = job_.class_weight ? job_.class_weight[labels[i]] : T(1);
+    }
+    weight_ += w;
+    w = with_upstream(w);
+    student_.row(y_);
+    return hard(kept, w);
+  }
+
+  // Loss and gradient of probabilities scale * target, whose sum over classes times the pixel's weight is `total`.
+  Vec<T> soft(Target<T> target, Vec<T> scale, Vec<T> total) {
+    const Vec<T> share = total / student_.sum();
+    Vec<T> product;
+    if (job_.gradient) {
+      gradient_.move_to(student_.node());
+      const Vec<T> weight = student_.weight();
+      const Vec<T>* e = student_.e();
+      product = sum_over<T>(classes_, [&](int64_t c) {
+        const Vec<T> y = target[c] * scale;
+        gradient_.add(c, e[c] * share - y, weight);
+        return y * student_.value(c);
+      });
+    } else {
+      product = sum_over<T>(classes_, [&](int64_t c) { return target[c] * scale * student_.value(c); });
+    }
+    return counted(scale, total * student_.log2_sum() - product);
+  }
+
+  // Loss and gradient of one class per pixel with weights w.
+  Vec<T> hard(Int<T> label, Vec<T> w) {
+    const Vec<T> weight = student_.weight();
+    Vec<T> product = {};
+    if (job_.gradient) {
+      gradient_.move_to(student_.node());
+      const Vec<T> share = w / student_.sum();
+      const Vec<T>* e = student_.e();
+      for (int64_t c = 0; c < classes_; ++c) gradient_.add(c, e[c] * share, weight);
+    }
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (w[i] == T(0)) continue;
+      product[i] = w[i] * student_.value(label[i], i);
+      if (job_.gradient) gradient_.add(label[i], i, -w[i], weight[i]);
+    }
+    return counted(w, w * student_.log2_sum() - product);
+  }
+
+  // A pixel of weight zero has no loss, whatever its logits.
+  static Vec<T> counted(Vec<T> w, Vec<T> loss) { return w == T(0) ? Vec<T>{} : loss * T(kLn2); }
+
+  const LossJob<T>& job_;
+  const int64_t classes_;
+  Arena arena_;
+  StagedMap<T> staged_student_;
+  Upsampled<T> student_;
+  FusedLabel<T> label_;
+  GradientBand<T> gradient_;
+  Vec<T>* const target_;  // [C] where the target cannot be read in place
+  int64_t image_ = 0, x_ = 0, y_ = 0, pixels_ = 0;
+  Vec<T> loss_ = {}, weight_ = {};
+};
+
+template <class T>
+class FuseBand {
+ public:
+  FuseBand(const FuseJob<T>& job, void* scratch)
+      : job_(job), arena_(scratch), label_(job.fusion, job.frame.classes, arena_) {}
+
+  int64_t scratch() const { return arena_.used(); }
+
+  void run(int64_t item) {
+    const Frame& frame = job_.frame;
+    const int64_t image = item / frame.bands.count, band = item % frame.bands.count;
+    const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
+    const int64_t size = job_.dtype == Dtype::f64 ? 8 : job_.dtype == Dtype::f32 ? 4 : 2;
+    label_.stage(image, begin, end);
+    for (int64_t x = 0; x < frame.width; x += kLanes<T>) {
+      const int64_t pixels = frame.width - x < kLanes<T> ? frame.width - x : kLanes<T>;
+      label_.begin_columns(x);
+      for (int64_t y = begin; y < end; ++y) {
+        label_.row(y, false);
+        const Vec<T> scale = T(1) / label_.sum();
+        for (int64_t c = 0; c < frame.classes; ++c) {
+          const Vec<T> share = label_.power()[c] * scale;
+          const int64_t at = ((image * frame.classes + c) * frame.height + y) * frame.width + x;
+          store_row(static_cast<char*>(job_.label) + at * size, job_.dtype, reinterpret_cast<const T*>(&share), pixels);
+        }
+      }
+    }
+  }
+
+ private:
+  const FuseJob<T>& job_;
+  Arena arena_;
+  FusedLabel<T> label_;
+};
+
+template <class T>
+class PredictBand {
+ public:
+  PredictBand(const PredictJob<T>& job, void* scratch)
+      : job_(job), arena_(scratch), staged_(job.logits, job.frame.classes, arena_), logits_(staged_, arena_) {}
+
+  int64_t scratch() const { return arena_.used(); }
+
+  void run(int64_t item) {
+    const Frame& frame = job_.frame;
+    const int64_t image = item / frame.bands.count, band = item % frame.bands.count;
+    const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
+    staged_.stage(image, begin, end);
+    for (int64_t x = 0; x < frame.width; x += kLanes<T>) {
+      const int64_t pixels = frame.width - x < kLanes<T> ? frame.width - x : kLanes<T>;
+      logits_.begin_columns(x);
+      for (int64_t y = begin; y < end; ++y) {
+        logits_.move_to(y);
+        const Int<T> best = largest();
+        const int64_t at = (image * frame.height + y) * frame.width + x;
+        for (int64_t i = 0; i < pixels; ++i) {
+          if (frame.classes > 256) {
+            static_cast<int64_t*>(job_.labels)[at + i] = best[i];
+          } else {
+            static_cast<uint8_t*>(job_.labels)[at + i] = uint8_t(best[i]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  // The first of the largest classes. Each chain takes a block of classes, so a later chain wins only if larger; past
+  // the end the last class is met again, which is never larger than itself.
+  Int<T> largest() const {
+    constexpr int kChains = 3;
+    const int64_t classes = job_.frame.classes, block = (classes + kChains - 1) / kChains;
+    Vec<T> most[kChains];
+    Int<T> best[kChains];
+    const auto nth = [&](int i, int64_t k) { return i * block + k < classes ? i * block + k : classes - 1; };
+    for (int i = 0; i < kChains; ++i) {
+      most[i] = logits_.value(nth(i, 0));
+      best[i] = Int<T>{} + typename Simd<T>::Lane(nth(i, 0));
+    }
+    for (int64_t k = 1; k < block; ++k) {
+      for (int i = 0; i < kChains; ++i) {
+        const Vec<T> value = logits_.value(nth(i, k));
+        const Int<T> larger = value > most[i];
+        most[i] = larger ? value : most[i];
+        best[i] = larger ? Int<T>{} + typename Simd<T>::Lane(nth(i, k)) : best[i];
+      }
+    }
+    for (int i = 1; i < kChains; ++i) {
+      const Int<T> larger = most[i] > most[0];
+      most[0] = larger ? most[i] : most[0];
+      best[0] = larger ? best[i] : best[0];
+    }
+    return best[0];
+  }
+
+  const PredictJob<T>& job_;
+  Arena arena_;
+  StagedMap<T> staged_;
+  Upsampled<T> logits_;
+};
+
+// <a, Wx'Wx b> for two rows of a map, Wx'Wx tridiagonal.
+template <class T>
+double row_product(const T* a, const T* b, int64_t width, const T* columns, const T* pairs) {
+  Vec<T> sums = {};
+  int64_t x = 0;
+  for (; x + kLanes<T> < width; x += kLanes<T>) {
+    const Vec<T> a0 = load(a + x), a1 = load(a + x + 1), b0 = load(b + x), b1 = load(b + x + 1);
+    sums += load(columns + x) * a0 * b0 + load(pairs + x) * (a0 * b1 + a1 * b0);
+  }
+  T rest = T(0);
+  for (; x < width; ++x) {
+    rest += columns[x] * a[x] * b[x];
+    if (x + 1 < width) rest += pairs[x] * (a[x] * b[x + 1] + a[x + 1] * b[x]);
+  }
+  for (int i = 0; i < kLanes<T>; ++i) rest += sums[i];
+  return double(rest);
+}
+
+template <class T>
+double square_sum(const SquareJob<T>& job, int64_t image, int64_t channel, T* scratch) {
+  const int64_t width = job.width;
+  T *upper = scratch, *row = scratch + width;
+  double sum = 0;
+  for (int64_t y = 0; y < job.height; ++y) {
+    const View& view = job.logits;
+    load_row(element(view, image, channel, y, 0), view.dtype, view.strides[3], width, row);
+    sum += double(job.rows[y]) * row_product(row, row, width, job.columns, job.column_pairs);
+    if (y > 0) sum += 2 * double(job.row_pairs[y - 1]) * row_product(upper, row, width, job.columns, job.column_pairs);
+    T* const swapped = upper;
+    upper = row;
+    row = swapped;
   }
   return sum;
 }
+
+template <class Band, class Job>
+int64_t scratch_of(const Job& job) {
+  return Band(job, nullptr).scratch();
+}
+
+template <class Band, class Job>
+void run(const Job& job, int64_t item, void* scratch) {
+  const FlushSubnormals flush;
+  Band(job, scratch).run(item);
+}
+
+template <class T>
+constexpr Kernels<T> kKernels = {
+    &scratch_of<LossBand<T>, LossJob<T>>,       &run<LossBand<T>, LossJob<T>>,
+    &scratch_of<FuseBand<T>, FuseJob<T>>,       &run<FuseBand<T>, FuseJob<T>>,
+    &scratch_of<PredictBand<T>, PredictJob<T>>, &run<PredictBand<T>, PredictJob<T>>,
+    &square_sum<T>,
+};
+
+}  // namespace
+
+const Kernels<float>& f32() { return kKernels<float>; }
+const Kernels<double>& f64() { return kKernels<double>; }
 
 }  // namespace psf::PSF_ISA

@@ -14,6 +14,7 @@ _CUDA = pytest.mark.cuda
 
 ALL = [
     pytest.param(Target("eager", "cpu"), id="eager-cpu"),
+    pytest.param(Target("cpp", "cpu"), id="cpp"),
     pytest.param(Target("eager", "cuda"), id="eager-cuda", marks=_CUDA),
 ]
 
