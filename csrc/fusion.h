@@ -44,17 +44,17 @@ class FusedLabel {
     const auto mixed = [&](int64_t c) { return from_decoder * p[c] + from_cam * m[c]; };
     switch (fusion_.power) {
       case Power::one:
-        sum_ = sum_over<T>(classes_, [&](int64_t c) { return power_[c] = mixed(c); });
+        sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return power_[c] = mixed(c); });
         break;
       case Power::square:
-        sum_ = sum_over<T>(classes_, [&](int64_t c) {
+        sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
           const Vec<T> t = mixed(c);
           return power_[c] = t * t;
         });
         break;
       case Power::any: {
         const Vec<T> most = max_over<T>(classes_, [&](int64_t c) { return power_[c] = log2(mixed(c)); });
-        sum_ = sum_over<T>(classes_, [&](int64_t c) {
+        sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
           return power_[c] = exp2((power_[c] - most) * fusion_.inverse_temperature);
         });
         break;

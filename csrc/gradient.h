@@ -20,7 +20,7 @@ class GradientBand {
         sum_(arena.take<Vec<T>>(classes_)),
         below_(arena.take<Vec<T>>(classes_)),
         carry_(arena.take<Vec<T>>(classes_)),
-        rows_(arena.take<T>(job.gradient ? job.student.max_rows * classes_ * pitch_ : 0)),
+        rows_(arena.take<T>(job.gradient ? job.student.max_rows * classes_ * pitch_ + kReadBehind : 0)),
         high_(arena.take<T>(job.fold.pitch + kLanes<T>)) {}
 
   void begin_band(int64_t item) {
@@ -119,18 +119,45 @@ class GradientBand {
     return v;
   }
 
+  // Add up what the columns give to kLanes nodes from n on, and to the node after each of them.
+  void fold_nodes(const T* wide, int64_t n, Vec<T>& low, Vec<T>& high) {
+    const Fold<T>& fold = job_.fold;
+    low = high = Vec<T>{};
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {  // shuffles of the 64 columns are several times faster than gathers
+      const int32_t base = fold.base[n / 16];
+      if (base >= 0) {
+        __m512 columns[4];
+        for (int i = 0; i < 4; ++i) columns[i] = _mm512_loadu_ps(wide + base + 16 * i);
+        for (int64_t k = 0; k < fold.phases; ++k) {
+          const int64_t at = k * fold.pitch + n;
+          const __m512i index = _mm512_sub_epi32(_mm512_loadu_si512(fold.column + at), _mm512_set1_epi32(base));
+          const __mmask16 behind = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+          const __m512 front = _mm512_permutex2var_ps(columns[0], index, columns[1]);
+          const __m512 back = _mm512_permutex2var_ps(columns[2], index, columns[3]);
+          const Vec<T> g = Vec<T>(_mm512_mask_blend_ps(behind, front, back));
+          low += g * load(fold.low + at);
+          high += g * load(fold.high + at);
+        }
+        return;
+      }
+    }
+#endif
+    for (int64_t k = 0; k < fold.phases; ++k) {
+      const int64_t at = k * fold.pitch + n;
+      const Vec<T> g = gather(wide, fold.column + at);
+      low += g * load(fold.low + at);
+      high += g * load(fold.high + at);
+    }
+  }
+
   void fold(const T* wide, T* narrow) {
     const Fold<T>& fold = job_.fold;
     const int64_t nodes = job_.student.columns.source;
     high_[0] = T(0);
     for (int64_t n = 0; n < nodes; n += kLanes<T>) {
-      Vec<T> low = {}, high = {};
-      for (int64_t k = 0; k < fold.phases; ++k) {
-        const int64_t at = k * fold.pitch + n;
-        const Vec<T> g = gather(wide, fold.column + at);
-        low += g * load(fold.low + at);
-        high += g * load(fold.high + at);
-      }
+      Vec<T> low, high;
+      fold_nodes(wide, n, low, high);
       store(high_ + n + 1, high);
       low += load(high_ + n);
       if (n + kLanes<T> <= nodes) {
@@ -146,6 +173,8 @@ class GradientBand {
       if (axis.weight[x] != T(0)) narrow[axis.low[x] + 1] += wide[x] * axis.weight[x];
     }
   }
+
+  static constexpr int64_t kReadBehind = 64;  // fold_nodes reads whole vectors
 
   const LossJob<T>& job_;
   const int64_t classes_, pitch_;

@@ -128,7 +128,7 @@ class LossBand {
     } else {
       for (int64_t c = 0; c < classes_; ++c) target_[c] = load_pixels<T>(view, image_, c, y_, x_, pixels_);
     }
-    const Vec<T> total = sum_over<T>(classes_, [&](int64_t c) { return target[c]; });
+    const Vec<T> total = sum_over<Vec<T>>(classes_, [&](int64_t c) { return target[c]; });
     student_.row(y_);
     return soft(target, w, w * total);
   }
@@ -167,21 +167,25 @@ class LossBand {
 
   // Loss and gradient of probabilities scale * target, whose sum over classes times the pixel's weight is `total`.
   Vec<T> soft(Target<T> target, Vec<T> scale, Vec<T> total) {
-    const Vec<T> share = total / student_.sum();
-    Vec<T> product;
+    const Vec<T> share = total / student_.sum(), weight = student_.weight();
+    const Vec<T>*upper = student_.upper(), *lower = student_.lower();
+    Pair<T> product;
     if (job_.gradient) {
       gradient_.move_to(student_.node());
-      const Vec<T> weight = student_.weight();
       const Vec<T>* e = student_.e();
-      product = sum_over<T>(classes_, [&](int64_t c) {
+      product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
         const Vec<T> y = target[c] * scale;
         gradient_.add(c, e[c] * share - y, weight);
-        return y * student_.value(c);
+        return Pair<T>{y * upper[c], y * lower[c]};
       });
     } else {
-      product = sum_over<T>(classes_, [&](int64_t c) { return target[c] * scale * student_.value(c); });
+      product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
+        const Vec<T> y = target[c] * scale;
+        return Pair<T>{y * upper[c], y * lower[c]};
+      });
     }
-    return counted(scale, total * student_.log2_sum() - product);
+    const Vec<T> value = product.first + weight * (product.second - product.first);
+    return counted(scale, total * student_.log2_sum() - value);
   }
 
   // Loss and gradient of one class per pixel with weights w.
@@ -318,39 +322,31 @@ class PredictBand {
   Upsampled<T> logits_;
 };
 
-// <a, Wx'Wx b> for two rows of a map, Wx'Wx tridiagonal.
-template <class T>
-double row_product(const T* a, const T* b, int64_t width, const T* columns, const T* pairs) {
-  Vec<T> sums = {};
-  int64_t x = 0;
-  for (; x + kLanes<T> < width; x += kLanes<T>) {
-    const Vec<T> a0 = load(a + x), a1 = load(a + x + 1), b0 = load(b + x), b1 = load(b + x + 1);
-    sums += load(columns + x) * a0 * b0 + load(pairs + x) * (a0 * b1 + a1 * b0);
-  }
-  T rest = T(0);
-  for (; x < width; ++x) {
-    rest += columns[x] * a[x] * b[x];
-    if (x + 1 < width) rest += pairs[x] * (a[x] * b[x + 1] + a[x + 1] * b[x]);
-  }
-  for (int i = 0; i < kLanes<T>; ++i) rest += sums[i];
-  return double(rest);
-}
-
+// Sum of squares of one channel after upsampling: <map, (Wy'Wy) map (Wx'Wx)>, both products tridiagonal.
 template <class T>
 double square_sum(const SquareJob<T>& job, int64_t image, int64_t channel, T* scratch) {
-  const int64_t width = job.width;
-  T *upper = scratch, *row = scratch + width;
-  double sum = 0;
+  const int64_t pitch = (job.width + 2 * kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  T *upper = scratch, *row = scratch + pitch;
+  for (int64_t x = 0; x < 2 * pitch; ++x) scratch[x] = T(0);
+  Vec<T> sum = {};
   for (int64_t y = 0; y < job.height; ++y) {
     const View& view = job.logits;
-    load_row(element(view, image, channel, y, 0), view.dtype, view.strides[3], width, row);
-    sum += double(job.rows[y]) * row_product(row, row, width, job.columns, job.column_pairs);
-    if (y > 0) sum += 2 * double(job.row_pairs[y - 1]) * row_product(upper, row, width, job.columns, job.column_pairs);
+    load_row(element(view, image, channel, y, 0), view.dtype, view.strides[3], job.width, row);
+    const T above = y > 0 ? 2 * job.row_pairs[y - 1] : T(0);
+    Vec<T> products = {};
+    for (int64_t x = 0; x < job.width; x += kLanes<T>) {
+      const Vec<T> a0 = load(row + x), a1 = load(row + x + 1);
+      const Vec<T> b0 = load(upper + x) * above + a0 * job.rows[y], b1 = load(upper + x + 1) * above + a1 * job.rows[y];
+      products += load(job.columns + x) * a0 * b0 + load(job.column_pairs + x) * (a0 * b1 + a1 * b0);
+    }
+    sum += products;
     T* const swapped = upper;
     upper = row;
     row = swapped;
   }
-  return sum;
+  double total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += double(sum[i]);
+  return total;
 }
 
 template <class Band, class Job>

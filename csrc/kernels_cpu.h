@@ -39,6 +39,7 @@ template <class T>
 struct Fold {
   int64_t phases, pitch, extras;
   const int32_t* column;  // [phases, pitch]
+  const int32_t* base;    // [pitch / 16] first column of 16 nodes that have 64 columns or fewer, else -1
   const T* low;           // [phases, pitch]
   const T* high;          // [phases, pitch]
   const int32_t* extra;   // [extras] columns
@@ -116,7 +117,8 @@ struct PredictJob {
   void* labels;  // [B, H, W], u8, or i64 for more than 256 classes
 };
 
-// Mean of squares: W'W of each axis as diagonal and pairs, both [source].
+// Mean of squares: W'W of each axis as diagonal and pairs, both [source] and zero up to kPadding more.
+constexpr int64_t kPadding = 16;
 template <class T>
 struct SquareJob {
   View logits;            // [B, C, h, w]
@@ -133,7 +135,7 @@ struct Kernels {
   void (*fuse)(const FuseJob<T>&, int64_t item, void* scratch);
   int64_t (*predict_scratch)(const PredictJob<T>&);
   void (*predict)(const PredictJob<T>&, int64_t item, void* scratch);
-  // Sum of squares at the output size of one channel of one image; scratch holds two rows.
+  // Sum of squares at the output size of one channel of one image; scratch holds two rows of w + 2 kPadding.
   double (*square_sum)(const SquareJob<T>&, int64_t image, int64_t channel, T* scratch);
 };
 

@@ -151,7 +151,7 @@ std::vector<double> mean_squares(const Tensor& logits, const MapTable<T>& table)
                             columns.pairs.data()};
   std::vector<double> sums(images * classes), means(images);
   torch::stable::parallel_for(0, images * classes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> scratch(2 * logits.size(3));
+    std::vector<T> scratch(2 * (logits.size(3) + 2 * kPadding));
     for (int64_t i = begin; i < end; ++i) {
       sums[i] = kernels<T>().square_sum(job, i / classes, i % classes, scratch.data());
     }

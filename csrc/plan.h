@@ -49,7 +49,7 @@ class FoldTable {
  public:
   explicit FoldTable(const Axis<T>& axis) {
     const int64_t phases = (axis.target + axis.source - 1) / axis.source, pitch = (axis.source + 15) / 16 * 16;
-    column_.assign(phases * pitch, 0);
+    column_.assign(phases * pitch, -1);
     low_.assign(phases * pitch, T(0));
     high_.assign(phases * pitch, T(0));
     for (int64_t x = 0, phase = 0; x < axis.target; ++x) {
@@ -63,7 +63,23 @@ class FoldTable {
         extra_.push_back(int32_t(x));
       }
     }
-    fold_ = {phases, pitch, int64_t(extra_.size()), column_.data(), low_.data(), high_.data(), extra_.data()};
+    for (int64_t block = 0; block < pitch; block += 16) {
+      int32_t first = int32_t(axis.target) - 1, last = 0;
+      for (int64_t k = 0; k < phases; ++k) {
+        for (int64_t n = block; n < block + 16; ++n) {
+          const int32_t x = column_[k * pitch + n];
+          if (x >= 0) first = std::min(first, x), last = std::max(last, x);
+        }
+      }
+      for (int64_t k = 0; k < phases; ++k) {
+        for (int64_t n = block; n < block + 16; ++n) {  // a node without this phase reads any column with weight zero
+          if (column_[k * pitch + n] < 0) column_[k * pitch + n] = first;
+        }
+      }
+      base_.push_back(last - first < 64 ? first : -1);
+    }
+    fold_ = {phases,         pitch,       int64_t(extra_.size()), column_.data(), base_.data(), low_.data(),
+             high_.data(), extra_.data()};
   }
   FoldTable(const FoldTable&) = delete;
   FoldTable& operator=(const FoldTable&) = delete;
@@ -71,7 +87,7 @@ class FoldTable {
   const Fold<T>& fold() const { return fold_; }
 
  private:
-  std::vector<int32_t> column_, extra_;
+  std::vector<int32_t> column_, base_, extra_;
   std::vector<T> low_, high_;
   Fold<T> fold_;
 };
@@ -117,7 +133,7 @@ template <class T>
 struct GramTable {
   std::vector<T> diagonal, pairs;
 
-  explicit GramTable(const Axis<T>& axis) : diagonal(axis.source), pairs(axis.source) {
+  explicit GramTable(const Axis<T>& axis) : diagonal(axis.source + kPadding), pairs(axis.source + kPadding) {
     std::vector<double> d(axis.source), p(axis.source);
     for (int64_t i = 0; i < axis.target; ++i) {
       const double high = axis.weight[i], low = 1 - high;

@@ -34,16 +34,29 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Sum f(0) + ... + f(count - 1) in four chains, in a fixed order.
-template <class T, class F>
-inline Vec<T> sum_over(int64_t count, F&& f) {
-  Vec<T> sums[4] = {};
+// Two sums that are formed together.
+template <class T>
+struct Pair {
+  Vec<T> first, second;
+  void operator+=(const Pair& other) {
+    first += other.first;
+    second += other.second;
+  }
+};
+
+// Sum f(0) + ... + f(count - 1) in four chains, in a fixed order. Sum is a vector or a Pair.
+template <class Sum, class F>
+inline Sum sum_over(int64_t count, F&& f) {
+  Sum sums[4] = {};
   int64_t c = 0;
   for (; c + 4 <= count; c += 4) {
     for (int i = 0; i < 4; ++i) sums[i] += f(c + i);
   }
   for (; c < count; ++c) sums[0] += f(c);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  sums[0] += sums[1];
+  sums[2] += sums[3];
+  sums[0] += sums[2];
+  return sums[0];
 }
 
 template <class T, class F>
@@ -66,6 +79,9 @@ class StagedMap {
         classes_(classes),
         pitch_((map.columns.source + 2 * kLanes<T> - 1) / kLanes<T> * kLanes<T>),
         rows_(arena.take<T>(map.max_rows * classes * pitch_)),
+        low_(arena.take<Vec<T>>(map.max_rows)),
+        high_(arena.take<Vec<T>>(map.max_rows)),
+        wrong_(arena.take<Int<T>>(map.max_rows)),
         lowest_(arena.take<T>(map.max_rows)),
         highest_(arena.take<T>(map.max_rows)) {}
 
@@ -77,17 +93,20 @@ class StagedMap {
     const int64_t size = view.dtype == Dtype::f64 ? 8 : view.dtype == Dtype::f32 ? 4 : 2;
     const int64_t width = map_.columns.source;
     const T factor = map_.factor[image] * T(kLog2e);
-    for (int64_t node = first_; node <= last; ++node) {
-      T lowest = T(__builtin_inf()), highest = -lowest;
-      bool numbers = true;
-      for (int64_t c = 0; c < classes_; ++c) {
-        const int64_t offset = image * view.strides[0] + c * view.strides[1] + node * view.strides[2];
-        T* to = rows_ + ((node - first_) * classes_ + c) * pitch_;
+    for (int64_t i = 0; i <= last - first_; ++i) {
+      low_[i] = splat(T(__builtin_inf()));
+      high_[i] = -low_[i];
+      wrong_[i] = Int<T>{};
+    }
+    for (int64_t c = 0; c < classes_; ++c) {
+      for (int64_t i = 0; i <= last - first_; ++i) {
+        const int64_t offset = image * view.strides[0] + c * view.strides[1] + (first_ + i) * view.strides[2];
+        T* to = rows_ + (i * classes_ + c) * pitch_;
         load_row(static_cast<const char*>(view.data) + offset * size, view.dtype, view.strides[3], width, to);
-        Vec<T> low = splat(lowest), high = splat(highest);
-        Int<T> wrong = {};
         for (int64_t x = width; x < pitch_; ++x) to[x] = to[width - 1];
-        for (int64_t x = 0; x < pitch_; x += kLanes<T>) {
+        Vec<T> low = low_[i], high = high_[i];
+        Int<T> wrong = wrong_[i];
+        for (int64_t x = 0; x < width; x += kLanes<T>) {
           Vec<T> z = load(to + x);
           z = (z < T(kLowest) ? splat(T(kLowest)) : z) * factor;
           store(to + x, z);
@@ -95,29 +114,36 @@ class StagedMap {
           high = z > high ? z : high;
           wrong |= z != z;
         }
-        for (int i = 0; i < kLanes<T>; ++i) {
-          lowest = low[i] < lowest ? low[i] : lowest;
-          highest = high[i] > highest ? high[i] : highest;
-          numbers &= !wrong[i];
-        }
+        low_[i] = low;
+        high_[i] = high;
+        wrong_[i] = wrong;
       }
-      lowest_[node - first_] = lowest;
-      highest_[node - first_] = numbers ? highest : T(__builtin_inf());
+    }
+    for (int64_t i = 0; i <= last - first_; ++i) {
+      T &lowest = lowest_[i] = low_[i][0], &highest = highest_[i] = high_[i][0];
+      for (int k = 0; k < kLanes<T>; ++k) {
+        lowest = low_[i][k] < lowest ? low_[i][k] : lowest;
+        highest = wrong_[i][k] ? T(__builtin_inf()) : high_[i][k] > highest ? high_[i][k] : highest;
+      }
     }
   }
 
   const Map<T>& map() const { return map_; }
   int64_t classes() const { return classes_; }
+  int64_t pitch() const { return pitch_; }
   int64_t last_node(int64_t node) const { return node + 1 < map_.rows.source ? node + 1 : node; }
-  const T* row(int64_t node, int64_t c) const { return rows_ + ((node - first_) * classes_ + c) * pitch_; }
+  // Row `node` of class 0; the next class lies one pitch further.
+  const T* row(int64_t node) const { return rows_ + (node - first_) * classes_ * pitch_; }
   T lowest(int64_t node) const { return lowest_[node - first_]; }
   T highest(int64_t node) const { return highest_[node - first_]; }
 
  private:
   const Map<T>& map_;
   const int64_t classes_, pitch_;
-  T* const rows_;  // [max_rows, C, pitch]
-  T *const lowest_, *const highest_;
+  T* const rows_;                      // [max_rows, C, pitch]
+  Vec<T>*const low_, *const high_;     // [max_rows] while staging
+  Int<T>* const wrong_;                // [max_rows] where not a number
+  T *const lowest_, *const highest_;   // [max_rows]
   int64_t first_ = 0;
 };
 
@@ -177,82 +203,116 @@ class Upsampled {
   Upsampled(const StagedMap<T>& staged, Arena& arena)
       : staged_(staged),
         classes_(staged.classes()),
-        node_value_(arena.take<Vec<T>>(classes_)),
-        node_step_(arena.take<Vec<T>>(classes_)),
+        upper_(arena.take<Vec<T>>(classes_)),
+        lower_(arena.take<Vec<T>>(classes_)),
         e_(arena.take<Vec<T>>(classes_)),
         ratio_(arena.take<Vec<T>>(classes_)) {}
 
   void begin_columns(int64_t x) {
     columns_.begin(staged_.map().columns, x);
-    node_ = -1;
+    node_ = next_ = -1;
   }
 
   // Compute e and sum for output row y.
   void row(int64_t y) {
     const Axis<T>& rows = staged_.map().rows;
-    const bool entered = move_to(y);
-    if (entered) {
+    if (enter(y)) {
       geometric_ = safe_ && rows_between_nodes(y) >= kShortest;
-      if (geometric_) {
-        for (int64_t c = 0; c < classes_; ++c) ratio_[c] = exp2(node_step_[c] * rows.step);
-      }
-    }
-    if (geometric_ && !entered && rows.steady[y] && age_ < kAnchor) {
+      exponentials<true>(rows.step);
+    } else if (geometric_ && rows.steady[y] && age_ < kAnchor) {
       ++age_;
-      sum_ = sum_over<T>(classes_, [&](int64_t c) { return e_[c] *= ratio_[c]; });
-      return;
+      sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] *= ratio_[c]; });
+    } else {
+      exponentials<false>(rows.step);
     }
-    age_ = 0;
-    if (safe_) {
-      sum_ = sum_over<T>(classes_, [&](int64_t c) { return e_[c] = exp2(value(c) - shift_); });
-      return;
-    }
-    shift_ = max_over<T>(classes_, [&](int64_t c) { return e_[c] = value(c); });
-    sum_ = sum_over<T>(classes_, [&](int64_t c) { return e_[c] = exp2(e_[c] - shift_); });
   }
 
   // For norm="pixel": compute the sum of squared logits of output row y first, then e and sum of scaled ones.
   Vec<T> squares(int64_t y) {
     move_to(y);
-    return sum_over<T>(classes_, [&](int64_t c) {
-             e_[c] = value(c);
-             return e_[c] * e_[c];
-           }) *
-           T(kLn2 * kLn2);
+    const auto square = [&](int64_t c) {
+      e_[c] = value(c);
+      return e_[c] * e_[c];
+    };
+    return sum_over<Vec<T>>(classes_, square) * T(kLn2 * kLn2);
   }
   void scaled_row(Vec<T> scale) {
-    sum_ = sum_over<T>(classes_, [&](int64_t c) { return e_[c] = exp2(e_[c] * scale); });
+    sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] = exp2_within(e_[c] * scale); });
   }
 
-  // Find the nodes of output row y; true if they are others than before.
-  bool move_to(int64_t y) {
+  // Make value(c) that of output row y.
+  void move_to(int64_t y) {
+    if (!enter(y)) return;
+    for (int64_t c = 0; c < classes_; ++c) lower<true>(c);
+  }
+
+  // The upsampled logit / ln 2 of class c, and of one lane of it.
+  Vec<T> value(int64_t c) const { return upper_[c] + weight_ * (lower_[c] - upper_[c]); }
+  T value(int64_t c, int lane) const { return upper_[c][lane] + weight_[lane] * (lower_[c][lane] - upper_[c][lane]); }
+
+  // The values at the nodes above and below: value(c) = (1 - weight) upper[c] + weight lower[c].
+  const Vec<T>* upper() const { return upper_; }
+  const Vec<T>* lower() const { return lower_; }
+  Vec<T> weight() const { return weight_; }
+
+  const Vec<T>* e() const { return e_; }
+  Vec<T> sum() const { return sum_; }
+  Vec<T> log2_sum() const { return log2(sum_) + shift_; }
+  int64_t node() const { return node_; }
+
+ private:
+  // Find the nodes of output row y; true if they are others than before: then lower_ is to be filled next.
+  bool enter(int64_t y) {
     const Axis<T>& rows = staged_.map().rows;
     weight_ = splat(rows.weight[y]);
     if (rows.low[y] == node_) return false;
+    const bool adjacent = rows.low[y] == next_;
     node_ = rows.low[y];
-    const int64_t next = staged_.last_node(node_);
-    for (int64_t c = 0; c < classes_; ++c) {
-      node_value_[c] = columns_.expand(staged_.row(node_, c));
-      node_step_[c] = columns_.expand(staged_.row(next, c)) - node_value_[c];
+    next_ = staged_.last_node(node_);
+    next_row_ = staged_.row(next_);
+    if (adjacent) {
+      Vec<T>* const swapped = upper_;
+      upper_ = lower_;
+      lower_ = swapped;
+    } else {
+      const T* row = staged_.row(node_);
+      for (int64_t c = 0; c < classes_; ++c) upper_[c] = columns_.expand(row + c * staged_.pitch());
     }
-    const T highest = staged_.highest(node_) > staged_.highest(next) ? staged_.highest(node_) : staged_.highest(next);
-    const T lowest = staged_.lowest(node_) < staged_.lowest(next) ? staged_.lowest(node_) : staged_.lowest(next);
+    const T highest = staged_.highest(node_) > staged_.highest(next_) ? staged_.highest(node_) : staged_.highest(next_);
+    const T lowest = staged_.lowest(node_) < staged_.lowest(next_) ? staged_.lowest(node_) : staged_.lowest(next_);
     safe_ = highest - lowest <= T(kSafeRange);
     shift_ = splat(highest);
     return true;
   }
 
-  // The upsampled logit / ln 2 of class c, and of one lane of it.
-  Vec<T> value(int64_t c) const { return node_value_[c] + weight_ * node_step_[c]; }
-  T value(int64_t c, int lane) const { return node_value_[c][lane] + weight_[lane] * node_step_[c][lane]; }
+  template <bool kEntered>
+  Vec<T> lower(int64_t c) {
+    if constexpr (kEntered) lower_[c] = columns_.expand(next_row_ + c * staged_.pitch());
+    return lower_[c];
+  }
 
-  const Vec<T>* e() const { return e_; }
-  Vec<T> sum() const { return sum_; }
-  Vec<T> log2_sum() const { return log2(sum_) + shift_; }
-  Vec<T> weight() const { return weight_; }
-  int64_t node() const { return node_; }
+  // Compute e and sum from the nodes, and for a sequence that begins its ratio.
+  template <bool kEntered>
+  void exponentials(T step) {
+    age_ = 0;
+    if (!safe_) {
+      shift_ = max_over<T>(classes_, [&](int64_t c) { return e_[c] = upper_[c] + weight_ * (lower<kEntered>(c) - upper_[c]); });
+      sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] = exp2(e_[c] - shift_); });
+    } else if (kEntered && geometric_) {
+      sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
+        const Vec<T> upper = upper_[c], difference = lower<kEntered>(c) - upper;
+        ratio_[c] = exp2_within(difference * step);
+        return e_[c] = exp2_within(weight_ * difference + (upper - shift_));
+      });
+    } else {
+      sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
+        const Vec<T> upper = upper_[c];
+        return e_[c] = exp2_within(weight_ * (lower<kEntered>(c) - upper) + (upper - shift_));
+      });
+    }
+  }
 
- private:
+  // Output rows from y on that lie between the same nodes, counted up to kShortest.
   int64_t rows_between_nodes(int64_t y) const {
     const Axis<T>& rows = staged_.map().rows;
     int64_t end = y + 1;
@@ -262,10 +322,12 @@ class Upsampled {
 
   const StagedMap<T>& staged_;
   const int64_t classes_;
-  Vec<T>*const node_value_, *const node_step_, *const e_, *const ratio_;  // [C]
+  Vec<T>*upper_, *lower_;        // [C]
+  Vec<T>*const e_, *const ratio_;  // [C]
   Columns<T> columns_;
+  const T* next_row_ = nullptr;
   Vec<T> weight_ = {}, shift_ = {}, sum_ = {};
-  int64_t node_ = -1, age_ = 0;
+  int64_t node_ = -1, next_ = -1, age_ = 0;
   bool safe_ = false, geometric_ = false;
 };
 

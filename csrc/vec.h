@@ -73,22 +73,29 @@ inline To bits(From from) {
   return to;
 }
 
-// 2^z for z in [-126, 127], relative error below 2e-7. Below -126 it is 2^-126; NaN stays NaN.
-// 2^round(z) is built in the exponent bits, 2^(z - round(z)) is the minimax polynomial of degree 5.
-inline Vec<float> exp2(Vec<float> z) {
+// 2^z for z in [-126, 127], relative error below 2e-7; NaN stays NaN. With f = z - round(z) in [-1/2, 1/2], 2^f is its
+// minimax polynomial of degree 5.
+inline Vec<float> exp2_within(Vec<float> z) {
+  const auto polynomial = [](Vec<float> f) {
+    Vec<float> p = f * 1.326472690e-3f + 9.671512661e-3f;
+    p = p * f + 5.550733744e-2f;
+    p = p * f + 2.402224208e-1f;
+    p = p * f + 6.931469776e-1f;
+    return p * f + 1.f;
+  };
+#if defined(__AVX512F__)
+  const Vec<float> f = Vec<float>(_mm512_maskz_reduce_ps(0xffff, __m512(z), _MM_FROUND_TO_NEAREST_INT));
+  return Vec<float>(_mm512_maskz_scalef_ps(0xffff, __m512(polynomial(f)), __m512(z - f)));
+#else
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  z = z < -126.f ? splat(-126.f) : z;
   const Vec<float> shifted = z + kRound;
-  const Vec<float> f = z - (shifted - kRound);
-  Vec<float> p = splat(1.326472690e-3f);
-  p = p * f + 9.671512661e-3f;
-  p = p * f + 5.550733744e-2f;
-  p = p * f + 2.402224208e-1f;
-  p = p * f + 6.931469776e-1f;
-  p = p * f + 1.f;
   const Int<float> exponent = (bits<Int<float>>(shifted) << 23) + 0x3f800000;
-  return p * bits<Vec<float>>(exponent);
+  return polynomial(z - (shifted - kRound)) * bits<Vec<float>>(exponent);
+#endif
 }
+
+// The same for any z, 2^-126 below -126.
+inline Vec<float> exp2(Vec<float> z) { return exp2_within(z < -126.f ? splat(-126.f) : z); }
 
 // log2(x) for positive normal x, and -126 or less for zero and subnormal x; NaN stays NaN.
 inline Vec<float> log2(Vec<float> x) {
@@ -114,6 +121,8 @@ inline Vec<double> exp2(Vec<double> z) {
   }
   return z;
 }
+
+inline Vec<double> exp2_within(Vec<double> z) { return exp2(z); }
 
 inline Vec<double> log2(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) {
