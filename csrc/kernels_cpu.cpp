@@ -77,6 +77,7 @@ class LossBand {
 
  private:
   void columns(int64_t begin, int64_t end) {
+    end_ = end;
     student_.begin_columns(x_);
     if (job_.label == Label::fused) label_.begin_columns(x_);
     if (job_.gradient) gradient_.begin_columns(x_);
@@ -125,6 +126,8 @@ class LossBand {
     Target<T> target{reinterpret_cast<const T*>(target_), kLanes<T>};
     if (view.dtype == (sizeof(T) == 4 ? Dtype::f32 : Dtype::f64) && view.strides[3] == 1 && pixels_ == kLanes<T>) {
       target = {reinterpret_cast<const T*>(element(view, image_, 0, y_, x_)), view.strides[1]};
+      const int64_t ahead = y_ + kPrefetch < end_ ? kPrefetch * view.strides[2] + kLanes<T> - 1 : 0;
+      for (int64_t c = 0; c < classes_; ++c) __builtin_prefetch(target.from + c * target.stride + ahead);
     } else {
       for (int64_t c = 0; c < classes_; ++c) target_[c] = load_pixels<T>(view, image_, c, y_, x_, pixels_);
     }
@@ -209,6 +212,8 @@ class LossBand {
   // A pixel of weight zero has no loss, whatever its logits.
   static Vec<T> counted(Vec<T> w, Vec<T> loss) { return w == T(0) ? Vec<T>{} : loss * T(kLn2); }
 
+  static constexpr int64_t kPrefetch = 1;  // rows; a row down is on a line and often on a page of its own
+
   const LossJob<T>& job_;
   const int64_t classes_;
   Arena arena_;
@@ -217,15 +222,42 @@ class LossBand {
   FusedLabel<T> label_;
   GradientBand<T> gradient_;
   Vec<T>* const target_;  // [C] where the target cannot be read in place
-  int64_t image_ = 0, x_ = 0, y_ = 0, pixels_ = 0;
+  int64_t image_ = 0, x_ = 0, y_ = 0, end_ = 0, pixels_ = 0;
   Vec<T> loss_ = {}, weight_ = {};
 };
 
+// Copy past the caches where the instruction set can: a label of the output size is not read again soon.
+inline void stream(const char* from, char* to, int64_t bytes) {
+#if defined(__AVX2__)
+  const int64_t before = int64_t(-reinterpret_cast<uintptr_t>(to) & (kBytes - 1));
+  if (bytes >= before + kBytes) {
+    std::memcpy(to, from, size_t(before));
+    from += before, to += before, bytes -= before;
+    for (; bytes >= kBytes; from += kBytes, to += kBytes, bytes -= kBytes) {
+#if defined(__AVX512F__)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#else
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#endif
+    }
+    _mm_sfence();  // other threads may read it after the usual synchronisation
+  }
+#endif
+  std::memcpy(to, from, size_t(bytes));
+}
+
+// The label is written a band at a time: going down columns of all classes at once would write to as many pages, whose
+// lines fall into the same sets of the first-level cache.
 template <class T>
 class FuseBand {
  public:
   FuseBand(const FuseJob<T>& job, void* scratch)
-      : job_(job), arena_(scratch), label_(job.fusion, job.frame.classes, arena_) {}
+      : job_(job),
+        size_(job.dtype == Dtype::f64 ? 8 : job.dtype == Dtype::f32 ? 4 : 2),
+        pitch_((job.max_band_rows * job.frame.width * size_ + 4095) / 4096 * 4096 + 320),
+        arena_(scratch),
+        label_(job.fusion, job.frame.classes, arena_),
+        buffer_(arena_.take<char>(job.frame.classes * pitch_)) {}
 
   int64_t scratch() const { return arena_.used(); }
 
@@ -233,7 +265,6 @@ class FuseBand {
     const Frame& frame = job_.frame;
     const int64_t image = item / frame.bands.count, band = item % frame.bands.count;
     const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
-    const int64_t size = job_.dtype == Dtype::f64 ? 8 : job_.dtype == Dtype::f32 ? 4 : 2;
     label_.stage(image, begin, end);
     for (int64_t x = 0; x < frame.width; x += kLanes<T>) {
       const int64_t pixels = frame.width - x < kLanes<T> ? frame.width - x : kLanes<T>;
@@ -241,19 +272,29 @@ class FuseBand {
       for (int64_t y = begin; y < end; ++y) {
         label_.row(y, false);
         const Vec<T> scale = T(1) / label_.sum();
-        for (int64_t c = 0; c < frame.classes; ++c) {
+        char* to = buffer_ + ((y - begin) * frame.width + x) * size_;
+        for (int64_t c = 0; c < frame.classes; ++c, to += pitch_) {
           const Vec<T> share = label_.power()[c] * scale;
-          const int64_t at = ((image * frame.classes + c) * frame.height + y) * frame.width + x;
-          store_row(static_cast<char*>(job_.label) + at * size, job_.dtype, reinterpret_cast<const T*>(&share), pixels);
+          if (size_ == sizeof(T) && pixels == kLanes<T>) {
+            store(reinterpret_cast<T*>(to), share);
+          } else {
+            store_row(to, job_.dtype, reinterpret_cast<const T*>(&share), pixels);
+          }
         }
       }
+    }
+    for (int64_t c = 0; c < frame.classes; ++c) {
+      char* to = static_cast<char*>(job_.label) + ((image * frame.classes + c) * frame.height + begin) * frame.width * size_;
+      stream(buffer_ + c * pitch_, to, (end - begin) * frame.width * size_);
     }
   }
 
  private:
   const FuseJob<T>& job_;
+  const int64_t size_, pitch_;
   Arena arena_;
   FusedLabel<T> label_;
+  char* const buffer_;  // [C, pitch] bytes
 };
 
 template <class T>

@@ -108,6 +108,7 @@ struct FuseJob {
   Fusion<T> fusion;
   void* label;  // [B, C, H, W]
   Dtype dtype;
+  int64_t max_band_rows;
 };
 
 template <class T>

@@ -92,13 +92,13 @@ class FoldTable {
   Fold<T> fold_;
 };
 
-// Bands of at least kRows output rows that end where the nodes change.
+// Bands of at least `least` output rows that end where the nodes change.
 template <class T>
 class BandTable {
  public:
-  explicit BandTable(const Axis<T>& rows) : row_{0}, node_{0} {
+  explicit BandTable(const Axis<T>& rows, int64_t least = kRows) : row_{0}, node_{0} {
     for (int64_t y = 1; y < rows.target; ++y) {
-      if (y - row_.back() >= kRows && rows.low[y] != rows.low[y - 1]) {
+      if (y - row_.back() >= least && rows.low[y] != rows.low[y - 1]) {
         row_.push_back(y);
         node_.push_back(rows.low[y]);
       }
@@ -111,6 +111,13 @@ class BandTable {
   BandTable& operator=(const BandTable&) = delete;
 
   const Bands& bands() const { return bands_; }
+
+  // Output rows of the largest band.
+  int64_t max_height() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < bands_.count; ++i) most = std::max(most, row_[i + 1] - row_[i]);
+    return most;
+  }
 
   // Most rows of nodes that one band of these touches, for a map interpolated along `rows`.
   int64_t max_rows(const Axis<T>& rows) const {
