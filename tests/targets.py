@@ -19,6 +19,16 @@ ALL = [
 ]
 
 
+NATIVE = [
+    pytest.param(Target("cpp", "cpu"), id="cpp"),
+]
+
+
+def on_native_targets(test):
+    """Run a test with ``target`` = every backend of this project's own kernels."""
+    return pytest.mark.parametrize("target", NATIVE)(test)
+
+
 def on_all_targets(test):
     """Run a test with ``target`` = every backend that implements the losses, fusion and prediction."""
     return pytest.mark.parametrize("target", ALL)(test)

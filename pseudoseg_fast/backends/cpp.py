@@ -1,11 +1,12 @@
 """Run the losses, fusion and prediction on the CPU with the C++ kernels of csrc, without any full-size map.
 
 The operators compute the gradient with respect to the logits along with a reduced loss, at the low resolution;
-backward scales it in place. A second backward through the same graph, and the backward of an unreduced loss, run the
-operator again. Second derivatives are not computed.
+backward scales it. A second backward through the same graph, and the backward of an unreduced loss, run the operator
+again. Second derivatives are not computed.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ def _load_operators() -> str:
     try:
         build.load_cpu()
     except build.BuildError as error:
-        logger.warning("running without native CPU kernels: %s", error)
+        if os.environ.get("PSEUDOSEG_BACKEND") != "eager":
+            logger.warning("running without native CPU kernels: %s", error)
         return str(error)
     for name, maps in _LOSSES.items():
         _register_loss(name, maps)
@@ -83,7 +85,8 @@ def soft_cross_entropy(
     align_corners: bool = False,
 ) -> Tensor:
     """See ``functional.soft_cross_entropy``."""
-    loss, _, _ = torch.ops.pseudoseg_fast.soft_cross_entropy(
+    return _loss(
+        torch.ops.pseudoseg_fast.soft_cross_entropy,
         logits,
         None,
         target.detach(),
@@ -92,7 +95,6 @@ def soft_cross_entropy(
         align_corners,
         _wants_gradient(logits, reduction),
     )
-    return loss
 
 
 def cross_entropy(
@@ -105,7 +107,8 @@ def cross_entropy(
     align_corners: bool = False,
 ) -> Tensor:
     """See ``functional.cross_entropy``."""
-    loss, _, _ = torch.ops.pseudoseg_fast.cross_entropy(
+    return _loss(
+        torch.ops.pseudoseg_fast.cross_entropy,
         logits,
         None,
         labels,
@@ -115,7 +118,6 @@ def cross_entropy(
         align_corners,
         _wants_gradient(logits, reduction),
     )
-    return loss
 
 
 def consistency_loss(
@@ -135,7 +137,8 @@ def consistency_loss(
 ) -> Tensor:
     """See ``functional.consistency_loss``."""
     height, width = decoder_logits.shape[2:] if size is None else size
-    loss, _, _ = torch.ops.pseudoseg_fast.consistency_loss(
+    return _loss(
+        torch.ops.pseudoseg_fast.consistency_loss,
         student_logits,
         None,
         decoder_logits.detach(),
@@ -153,7 +156,6 @@ def consistency_loss(
         align_corners,
         _wants_gradient(student_logits, reduction),
     )
-    return loss
 
 
 def fuse_predictions(
@@ -191,13 +193,63 @@ def _wants_gradient(logits: Tensor, reduction: str) -> bool:
     return reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
 
 
-# Every loss operator takes (logits, upstream gradient or None, label..., reduction, align_corners, gradient). These
-# are the positions of its maps; they decide the dtype of the arithmetic as in the reference.
+# Every loss operator takes (logits, upstream gradient or None, label..., reduction, align_corners, gradient) and
+# returns (loss, denominator, gradient). These are the positions of its maps, which decide the dtype of the arithmetic
+# as in the reference.
 _LOSSES = {"soft_cross_entropy": (0, 2), "cross_entropy": (0,), "consistency_loss": (0, 2, 3)}
 
 
+def _loss(operator: Any, *arguments: Any) -> Tensor:
+    """Return the loss, differentiable in the first argument."""
+    if torch.compiler.is_compiling() or not (arguments[0].requires_grad and torch.is_grad_enabled()):
+        return operator(*arguments)[0]
+    return _Loss.apply(operator, *arguments)
+
+
+class _Loss(torch.autograd.Function):
+    """The derivative of a loss operator in eager mode: it owns the gradient and scales it in place."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, *arguments: Any) -> Tensor:
+        loss, denominator, gradient = operator(*arguments)
+        _save(ctx, arguments, denominator, gradient)
+        ctx.operator = operator
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, scale = _unscaled_gradient(ctx, ctx.operator, grad)
+        ctx.gradient = None  # the next backward computes it anew
+        if scale is not None:
+            gradient.mul_(scale)
+        return None, gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
+
+
+def _save(ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor) -> None:
+    """Keep what backward needs of one call of a loss operator."""
+    ctx.save_for_backward(denominator, *(value for value in arguments if isinstance(value, Tensor)))
+    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in arguments]
+    ctx.gradient = gradient if arguments[-1] else None
+    ctx.dtype = arguments[0].dtype
+
+
+def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of the logits and the factor that it lacks; computed now where forward did not."""
+    denominator, *tensors = ctx.saved_tensors
+    remaining = iter(tensors)
+    arguments = [next(remaining) if other is None else other[0] for other in ctx.others]
+    unreduced = arguments[-3] == _REDUCTIONS["none"]
+    gradient = ctx.gradient
+    if gradient is None:
+        arguments[1] = grad if unreduced else None
+        arguments[-3], arguments[-1] = _REDUCTIONS["sum"], True
+        _, _, gradient = operator(*arguments)
+    return gradient, None if unreduced else grad / denominator
+
+
 def _register_loss(name: str, maps: tuple[int, ...]) -> None:
-    """Register shapes and derivative of a loss operator."""
+    """Register shapes and derivative of a loss operator for torch.compile and for direct use."""
     operator = getattr(torch.ops.pseudoseg_fast, name)
 
     def fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,24 +269,13 @@ def _register_loss(name: str, maps: tuple[int, ...]) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         _, denominator, gradient = output
         ctx.mark_non_differentiable(denominator, gradient)
-        ctx.save_for_backward(denominator, *(value for value in inputs if isinstance(value, Tensor)))
-        ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
-        ctx.gradient = gradient if inputs[-1] else None
+        _save(ctx, inputs, denominator, gradient)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        denominator, *tensors = ctx.saved_tensors
-        remaining = iter(tensors)
-        arguments = [next(remaining) if other is None else other[0] for other in ctx.others]
-        # Taken, not read: the scaling below is in place, so that backward needs no memory beyond its result.
-        gradient, ctx.gradient = ctx.gradient, None
-        unreduced = arguments[-3] == _REDUCTIONS["none"]
-        if gradient is None:
-            arguments[1] = grad if unreduced else None
-            arguments[-3], arguments[-1] = _REDUCTIONS["sum"], True
-            _, _, gradient = operator(*arguments)
-        if not unreduced:
-            gradient.mul_(grad / denominator)
-        return gradient.to(arguments[0].dtype), *[None] * (len(arguments) - 1)
+        gradient, scale = _unscaled_gradient(ctx, operator, grad)
+        if scale is not None:
+            gradient = gradient * scale
+        return gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
 
     torch.library.register_fake(f"pseudoseg_fast::{name}", fake)
     torch.library.register_autograd(f"pseudoseg_fast::{name}", backward, setup_context=setup_context)
