@@ -24,7 +24,8 @@ LOWEST_LOGIT = -1e30
 """Lower bound of a logit: ``-inf`` rules a class out and still interpolates to a number."""
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic on these tensors."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
@@ -61,7 +62,7 @@ def mean_square(
     logits: Tensor, size: Size | None = None, *, align_corners: bool = False, per_image: bool = False
 ) -> Tensor:
     """Compute ``mean(up(X)^2) = <X, (Wy'Wy) X (Wx'Wx)> / n`` by a 9-point stencil on X, without ``up(X)``."""
-    logits = logits.to(_compute_dtype(logits))
+    logits = logits.to(compute_dtype(logits))
     height, width = _map_size(logits) if size is None else size
     bands_y = _interpolation_bands(logits.shape[-2], height, align_corners, logits.device)
     bands_x = _interpolation_bands(logits.shape[-1], width, align_corners, logits.device)
@@ -84,7 +85,7 @@ def refine_cam(
     query: Tensor, key: Tensor, cam: Tensor, *, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """Compute ``cam + softmax(query key' * scale) cam``."""
-    dtype = _compute_dtype(query, key, cam)
+    dtype = compute_dtype(query, key, cam)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast(query.device.type, enabled=False):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # [B, L, L]
@@ -120,7 +121,7 @@ def _fuse(
     """Return the soft pseudo label [B, C, H, W] in the dtype of the arithmetic."""
     with torch.no_grad():
         size = _map_size(decoder_logits) if size is None else size
-        dtype = _compute_dtype(decoder_logits, cam_logits)
+        dtype = compute_dtype(decoder_logits, cam_logits)
         decoder_logits, cam_logits = decoder_logits.to(dtype), cam_logits.to(dtype)
         decoder, cam = (
             upsample(decoder_logits, size, align_corners),
@@ -169,7 +170,7 @@ def pseudo_label(
 ) -> Tensor:
     """Chain attention, background channel, projection with batch norm, and fusion."""
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        dtype = _compute_dtype(query, key, cam, decoder_logits)
+        dtype = compute_dtype(query, key, cam, decoder_logits)
         refined = refine_cam(query, key, cam.to(dtype).flatten(2).mT, mask=mask)  # [B, L, K]
         if background:
             refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)  # [B, L, C]
@@ -215,7 +216,7 @@ def soft_cross_entropy(
     align_corners: bool = False,
 ) -> Tensor:
     """Compute ``-sum_c target_c log softmax_c(up(logits))`` per pixel, then its weighted mean."""
-    dtype = _compute_dtype(logits, target)
+    dtype = compute_dtype(logits, target)
     log_probability = upsample(logits.to(dtype), _map_size(target), align_corners).log_softmax(1)
     loss = -(target.detach().to(dtype) * log_probability).sum(1)
     if weight is None:
@@ -234,7 +235,7 @@ def cross_entropy(
     align_corners: bool = False,
 ) -> Tensor:
     """Compute ``-w_y log softmax_y(up(logits))`` per pixel of label y, then its mean over the sum of w_y."""
-    dtype = _compute_dtype(logits)
+    dtype = compute_dtype(logits)
     labels = labels.long()
     counted = (labels != ignore_index) & (labels >= 0) & (labels < logits.shape[1])
     labels = torch.where(counted, labels, 0)
@@ -262,7 +263,7 @@ def consistency_loss(
     align_corners: bool = False,
 ) -> Tensor:
     """Compute the soft cross entropy of the student with the fused label of the other two maps."""
-    dtype = _compute_dtype(student_logits, decoder_logits, cam_logits)
+    dtype = compute_dtype(student_logits, decoder_logits, cam_logits)
     label = _fuse(decoder_logits.to(dtype), cam_logits, size, gamma, temperature, norm, align_corners)
     confidence, best = label.max(1)
     if hard:
@@ -278,5 +279,5 @@ def consistency_loss(
 def predict_labels(logits: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
     """Compute ``argmax_c up(logits)``; of equal classes the first wins."""
     with torch.no_grad():
-        best = upsample(logits.to(_compute_dtype(logits)), size, align_corners).argmax(1)
+        best = upsample(logits.to(compute_dtype(logits)), size, align_corners).argmax(1)
         return best.to(torch.uint8) if logits.shape[1] <= 256 else best

@@ -14,8 +14,19 @@ _CUDA = pytest.mark.cuda
 
 ALL = [
     pytest.param(Target("eager", "cpu"), id="eager-cpu"),
+    pytest.param(Target("cpp", "cpu"), id="cpp"),
     pytest.param(Target("eager", "cuda"), id="eager-cuda", marks=_CUDA),
 ]
+
+
+NATIVE = [
+    pytest.param(Target("cpp", "cpu"), id="cpp"),
+]
+
+
+def on_native_targets(test):
+    """Run a test with ``target`` = every backend of this project's own kernels."""
+    return pytest.mark.parametrize("target", NATIVE)(test)
 
 
 def on_all_targets(test):

@@ -1,0 +1,189 @@
+// The gradient at the low resolution: the transpose of the upsampling, without scatter and without atomics.
+//
+// Going down a vector of columns, the gradient g of an output row adds g to `sum` and weight * g to `below`; when the
+// nodes change, sum - below belongs to the upper node and below to the lower one. The rows so gathered, still of the
+// output's width, are folded along x once per row of nodes.
+#pragma once
+
+#include "upsample.h"
+
+namespace psf::PSF_ISA {
+namespace {
+
+template <class T>
+class GradientBand {
+ public:
+  GradientBand(const LossJob<T>& job, Arena& arena)
+      : job_(job),
+        classes_(job.frame.classes),
+        pitch_((job.frame.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+        sum_(arena.take<Vec<T>>(classes_)),
+        below_(arena.take<Vec<T>>(classes_)),
+        carry_(arena.take<Vec<T>>(classes_)),
+        rows_(arena.take<T>(job.gradient ? job.student.max_rows * classes_ * pitch_ + kReadBehind : 0)),
+        high_(arena.take<T>(job.fold.pitch + kLanes<T>)) {}
+
+  void begin_band(int64_t item) {
+    const Bands& bands = job_.frame.bands;
+    item_ = item;
+    image_ = item / bands.count;
+    band_ = item % bands.count;
+    first_ = job_.student.rows.low[bands.row[band_]];
+    const int64_t low = job_.student.rows.low[bands.row[band_ + 1] - 1];
+    last_ = low + 1 < job_.student.rows.source ? low + 1 : low;
+  }
+
+  void begin_columns(int64_t x) {
+    x_ = x;
+    next_ = first_;
+    for (int64_t c = 0; c < classes_; ++c) sum_[c] = below_[c] = carry_[c] = Vec<T>{};
+  }
+
+  // Say that the next gradients belong to the output rows after `node`.
+  void move_to(int64_t node) {
+    if (node != next_) flush(node);
+  }
+
+  // Add the gradient g of class c, of an output row with the given weight of the lower node.
+  void add(int64_t c, Vec<T> g, Vec<T> weight) {
+    sum_[c] += g;
+    below_[c] += g * weight;
+  }
+  void add(int64_t c, int lane, T g, T weight) {
+    sum_[c][lane] += g;
+    below_[c][lane] += g * weight;
+  }
+
+  void end_columns() {
+    flush(next_ + 1);
+    for (; next_ <= last_; ++next_) put_carry();
+  }
+
+  // Fold the rows of the band into the gradient, the row shared with the next band into the overlap.
+  void end_band() {
+    const Frame& frame = job_.frame;
+    const int64_t height = job_.student.rows.source, width = job_.student.columns.source;
+    const int64_t begin = frame.bands.node[band_], end = frame.bands.node[band_ + 1];
+    for (int64_t c = 0; c < classes_; ++c) {
+      T* map = job_.gradient + (image_ * classes_ + c) * height * width;
+      T* overlap = job_.overlap + (item_ * classes_ + c) * width;
+      for (int64_t node = begin; node < end; ++node) {
+        if (node < first_ || node > last_) {
+          for (int64_t x = 0; x < width; ++x) map[node * width + x] = T(0);
+        } else {
+          fold(row(node, c), map + node * width);
+        }
+      }
+      if (last_ >= end) {
+        fold(row(last_, c), overlap);
+      } else {
+        for (int64_t x = 0; x < width; ++x) overlap[x] = T(0);
+      }
+    }
+  }
+
+ private:
+  T* row(int64_t node, int64_t c) { return rows_ + ((node - first_) * classes_ + c) * pitch_; }
+
+  // Store the row of node `next_` and go to `node`; rows between them lie between no output rows.
+  void flush(int64_t node) {
+    const bool last = next_ == last_;  // no lower node: below_ is zero
+    for (int64_t c = 0; c < classes_; ++c) {
+      store(row(next_, c) + x_, carry_[c] + (sum_[c] - below_[c]));
+      carry_[c] = last ? Vec<T>{} : below_[c];
+      sum_[c] = below_[c] = Vec<T>{};
+    }
+    for (++next_; next_ < node; ++next_) put_carry();
+  }
+
+  void put_carry() {
+    for (int64_t c = 0; c < classes_; ++c) {
+      store(row(next_, c) + x_, carry_[c]);
+      carry_[c] = Vec<T>{};
+    }
+  }
+
+  static Vec<T> gather(const T* from, const int32_t* index) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m512i at = _mm512_loadu_si512(index);
+      return Vec<T>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, at, from, 4));
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+      return Vec<T>(_mm256_i32gather_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4));
+    }
+#endif
+    Vec<T> v;
+    for (int i = 0; i < kLanes<T>; ++i) v[i] = from[index[i]];
+    return v;
+  }
+
+  // Add up what the columns give to kLanes nodes from n on, and to the node after each of them.
+  void fold_nodes(const T* wide, int64_t n, Vec<T>& low, Vec<T>& high) {
+    const Fold<T>& fold = job_.fold;
+    low = high = Vec<T>{};
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {  // shuffles of the 64 columns are several times faster than gathers
+      const int32_t base = fold.base[n / 16];
+      if (base >= 0) {
+        __m512 columns[4];
+        for (int i = 0; i < 4; ++i) columns[i] = _mm512_loadu_ps(wide + base + 16 * i);
+        for (int64_t k = 0; k < fold.phases; ++k) {
+          const int64_t at = k * fold.pitch + n;
+          const __m512i index = _mm512_sub_epi32(_mm512_loadu_si512(fold.column + at), _mm512_set1_epi32(base));
+          const __mmask16 behind = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+          const __m512 front = _mm512_permutex2var_ps(columns[0], index, columns[1]);
+          const __m512 back = _mm512_permutex2var_ps(columns[2], index, columns[3]);
+          const Vec<T> g = Vec<T>(_mm512_mask_blend_ps(behind, front, back));
+          low += g * load(fold.low + at);
+          high += g * load(fold.high + at);
+        }
+        return;
+      }
+    }
+#endif
+    for (int64_t k = 0; k < fold.phases; ++k) {
+      const int64_t at = k * fold.pitch + n;
+      const Vec<T> g = gather(wide, fold.column + at);
+      low += g * load(fold.low + at);
+      high += g * load(fold.high + at);
+    }
+  }
+
+  void fold(const T* wide, T* narrow) {
+    const Fold<T>& fold = job_.fold;
+    const int64_t nodes = job_.student.columns.source;
+    high_[0] = T(0);
+    for (int64_t n = 0; n < nodes; n += kLanes<T>) {
+      Vec<T> low, high;
+      fold_nodes(wide, n, low, high);
+      store(high_ + n + 1, high);
+      low += load(high_ + n);
+      if (n + kLanes<T> <= nodes) {
+        store(narrow + n, low);
+      } else {
+        for (int64_t i = n; i < nodes; ++i) narrow[i] = low[i - n];
+      }
+    }
+    const Axis<T>& axis = job_.student.columns;
+    for (int64_t i = 0; i < fold.extras; ++i) {
+      const int64_t x = fold.extra[i];
+      narrow[axis.low[x]] += wide[x] * (T(1) - axis.weight[x]);
+      if (axis.weight[x] != T(0)) narrow[axis.low[x] + 1] += wide[x] * axis.weight[x];
+    }
+  }
+
+  static constexpr int64_t kReadBehind = 64;  // fold_nodes reads whole vectors
+
+  const LossJob<T>& job_;
+  const int64_t classes_, pitch_;
+  Vec<T>*const sum_, *const below_, *const carry_;  // [C]
+  T* const rows_;                                   // [max_rows, C, pitch]
+  T* const high_;                                   // [nodes]
+  int64_t item_ = 0, image_ = 0, band_ = 0;
+  int64_t first_ = 0, last_ = 0, next_ = 0, x_ = 0;
+};
+
+}  // namespace
+}  // namespace psf::PSF_ISA

@@ -1,0 +1,442 @@
+// Operators of the CPU backend: schemas, checks, jobs and their bands on torch's threads.
+//
+// `loss` operators return (loss, denominator, gradient): the mean divides by the denominator, and the gradient of the
+// undivided sum with respect to the logits comes along when `gradient` asks for it, at the low resolution. Backward
+// only scales it. For the unreduced loss backward calls the operator again with `upstream`, its gradient.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "isa.h"
+#include "kernels_cpu.h"
+#include "plan.h"
+
+namespace psf {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using LossResult = std::tuple<Tensor, Tensor, Tensor>;
+
+enum Reduction : int64_t { kMean, kSum, kNone };
+enum Norm : int64_t { kBatch, kImage, kPixel, kOff };
+
+template <class T>
+const Kernels<T>& kernels() {
+  const auto pick = [](const auto& f32, const auto& f64) -> const Kernels<T>& {
+    if constexpr (sizeof(T) == 4) {
+      return f32();
+    } else {
+      return f64();
+    }
+  };
+#if defined(__x86_64__)
+  switch (isa_in_use()) {
+    case Isa::avx512:
+      return pick(avx512::f32, avx512::f64);
+    case Isa::avx2:
+      return pick(avx2::f32, avx2::f64);
+    case Isa::baseline:
+      break;
+  }
+#endif
+  return pick(baseline::f32, baseline::f64);
+}
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+      return Dtype::u8;
+    case ScalarType::Long:
+      return Dtype::i64;
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, float16, bfloat16, bool, uint8 or int64");
+  }
+}
+
+bool is_float64(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
+
+// A tensor [B, C, H, W] or [B, H, W].
+View view_of(const Tensor& tensor) {
+  const bool has_classes = tensor.dim() == 4;
+  return {tensor.const_data_ptr(),
+          dtype_of(tensor),
+          {tensor.stride(0), has_classes ? tensor.stride(1) : 0, tensor.stride(tensor.dim() - 2),
+           tensor.stride(tensor.dim() - 1)}};
+}
+
+View view_of(const std::optional<Tensor>& tensor) { return tensor ? view_of(*tensor) : View{}; }
+
+void check_map(const Tensor& map, const char* name) {
+  STD_TORCH_CHECK(map.dim() == 4 && map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, name,
+                  " must be [B, C, h, w] with classes and pixels");
+  STD_TORCH_CHECK(dtype_of(map) != Dtype::u8 && dtype_of(map) != Dtype::i64, name, " must be floating point");
+}
+
+void check_same_classes(const Tensor& a, const Tensor& b) {
+  STD_TORCH_CHECK(a.size(0) == b.size(0) && a.size(1) == b.size(1), "maps must agree in images and classes");
+}
+
+void check_pixels(const std::optional<Tensor>& tensor, const char* name, int64_t images, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(!tensor || (tensor->dim() == 3 && tensor->size(0) == images && tensor->size(1) == height &&
+                              tensor->size(2) == width),
+                  name, " must be [B, H, W] of the output size");
+}
+
+// The tables behind the struct Map.
+template <class T>
+class MapTable {
+ public:
+  MapTable(const Tensor& logits, int64_t height, int64_t width, bool align_corners)
+      : view_(view_of(logits)),
+        rows_(logits.size(2), height, align_corners),
+        columns_(logits.size(3), width, align_corners),
+        factor_(logits.size(0), T(1)) {}
+
+  Map<T> map(const BandTable<T>& bands) const {
+    return {view_, rows(), columns(), factor_.data(), bands.max_rows(rows())};
+  }
+  const Axis<T>& rows() const { return rows_.axis(); }
+  const Axis<T>& columns() const { return columns_.axis(); }
+  std::vector<T>& factor() { return factor_; }
+
+ private:
+  View view_;
+  AxisTable<T> rows_, columns_;
+  std::vector<T> factor_;
+};
+
+// Do items [0, count) with a kernel on torch's threads, each thread with scratch memory of its own.
+template <class Job>
+void run_items(int64_t count, int64_t scratch, void (*kernel)(const Job&, int64_t, void*), const Job& job) {
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+  };
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<void, Free> memory(::operator new(size_t(scratch), std::align_val_t(64)));
+    for (int64_t item = begin; item < end; ++item) kernel(job, item, memory.get());
+  });
+}
+
+// Mean of squares of each image's map at the output size, without the map: [B] float64.
+template <class T>
+std::vector<double> mean_squares(const Tensor& logits, const MapTable<T>& table) {
+  const int64_t images = logits.size(0), classes = logits.size(1);
+  const GramTable<T> rows(table.rows()), columns(table.columns());
+  const SquareJob<T> job = {view_of(logits),
+                            logits.size(2),
+                            logits.size(3),
+                            rows.diagonal.data(),
+                            rows.pairs.data(),
+                            columns.diagonal.data(),
+                            columns.pairs.data()};
+  std::vector<double> sums(images * classes), means(images);
+  torch::stable::parallel_for(0, images * classes, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> scratch(2 * (logits.size(3) + 2 * kPadding));
+    for (int64_t i = begin; i < end; ++i) {
+      sums[i] = kernels<T>().square_sum(job, i / classes, i % classes, scratch.data());
+    }
+  });
+  const double elements = double(classes) * double(table.rows().target) * double(table.columns().target);
+  for (int64_t b = 0; b < images; ++b) {
+    for (int64_t c = 0; c < classes; ++c) means[b] += sums[b * classes + c];
+    means[b] /= elements;
+  }
+  return means;
+}
+
+// Ask for huge pages behind a large result that was just allocated: a fresh page fault for every 4 KiB takes longer
+// than filling it.
+void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kLarge = int64_t(1) << 24, kPage = 4096;
+  if (bytes < kLarge) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), (begin + size_t(bytes) - first) / kPage * kPage, MADV_HUGEPAGE);
+#endif
+}
+
+struct FusionOptions {
+  double gamma, temperature;
+  int64_t norm;
+  double norm_eps;
+  bool align_corners;
+};
+
+// The tables behind the struct Fusion.
+template <class T>
+class FusionTable {
+ public:
+  FusionTable(const Tensor& decoder, const Tensor& cam, int64_t height, int64_t width, const FusionOptions& options)
+      : options_(options),
+        decoder_(decoder, height, width, options.align_corners),
+        cam_(cam, height, width, options.align_corners) {
+    if (options.norm != kBatch && options.norm != kImage) return;
+    std::vector<double> squares = mean_squares<T>(decoder, decoder_);
+    const std::vector<double> of_cam = mean_squares<T>(cam, cam_);
+    double sum = 0;
+    for (size_t b = 0; b < squares.size(); ++b) sum += squares[b] = (squares[b] + of_cam[b]) / 2;
+    for (size_t b = 0; b < squares.size(); ++b) {
+      const double square = options.norm == kBatch ? sum / double(squares.size()) : squares[b];
+      decoder_.factor()[b] = cam_.factor()[b] = T(1 / std::sqrt(square + options.norm_eps));
+    }
+  }
+
+  Fusion<T> fusion(const BandTable<T>& bands) const {
+    return {decoder_.map(bands),
+            cam_.map(bands),
+            T(options_.gamma),
+            T(1 / options_.temperature),
+            options_.temperature == 1.0   ? Power::one
+            : options_.temperature == 0.5 ? Power::square
+                                          : Power::any,
+            options_.norm == kPixel,
+            T(options_.norm_eps)};
+  }
+  const Axis<T>& rows() const { return decoder_.rows(); }
+
+ private:
+  FusionOptions options_;
+  MapTable<T> decoder_, cam_;
+};
+
+template <class T>
+constexpr ScalarType kScalarType = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+
+// Run a loss whose label, weight and upstream gradient `job` already holds.
+template <class T>
+LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& table, const BandTable<T>& bands,
+                    int64_t reduction, bool with_gradient) {
+  const int64_t images = student.size(0), classes = student.size(1), nodes = student.size(3);
+  const int64_t height = table.rows().target, width = table.columns().target;
+  const int64_t items = images * bands.bands().count;
+  const FoldTable<T> fold(table.columns());
+  std::vector<double> partial(2 * items);
+  std::vector<T> overlap(with_gradient ? items * classes * nodes : 0);
+  Tensor gradient = with_gradient ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
+                                  : torch::stable::new_empty(student, {0}, kScalarType<T>);
+  Tensor loss = reduction == kNone ? torch::stable::new_empty(student, {images, height, width}, kScalarType<T>)
+                                   : torch::stable::new_empty(student, {}, kScalarType<T>);
+  Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
+
+  job.frame = {images, classes, height, width, bands.bands()};
+  job.student = table.map(bands);
+  job.loss = reduction == kNone ? loss.template mutable_data_ptr<T>() : nullptr;
+  job.gradient = with_gradient ? gradient.template mutable_data_ptr<T>() : nullptr;
+  job.overlap = overlap.data();
+  job.partial = partial.data();
+  job.fold = fold.fold();
+  run_items(items, kernels<T>().loss_scratch(job), kernels<T>().loss, job);
+
+  double sum = 0, weight = 0;
+  for (int64_t item = 0; item < items; ++item) {
+    sum += partial[2 * item];
+    weight += partial[2 * item + 1];
+    const int64_t image = item / bands.bands().count, band = item % bands.bands().count;
+    const int64_t node = bands.bands().node[band + 1];
+    if (!with_gradient || node == student.size(2)) continue;
+    for (int64_t c = 0; c < classes; ++c) {
+      T* row = job.gradient + ((image * classes + c) * student.size(2) + node) * nodes;
+      const T* more = overlap.data() + (item * classes + c) * nodes;
+      for (int64_t x = 0; x < nodes; ++x) row[x] += more[x];
+    }
+  }
+  const double divisor = reduction == kMean && weight > 0 ? weight : 1.0;
+  *denominator.template mutable_data_ptr<T>() = T(divisor);
+  if (reduction != kNone) *loss.template mutable_data_ptr<T>() = T(sum / divisor);
+  return {loss, denominator, gradient};
+}
+
+template <class T>
+LossResult soft_cross_entropy_as(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& target,
+                                 const std::optional<Tensor>& weight, int64_t reduction, bool align_corners,
+                                 bool gradient) {
+  const MapTable<T> table(logits, target.size(2), target.size(3), align_corners);
+  const BandTable<T> bands(table.rows());
+  LossJob<T> job = {};
+  job.label = Label::target;
+  job.target = view_of(target);
+  job.weight = view_of(weight);
+  job.upstream = view_of(upstream);
+  return run_loss(job, logits, table, bands, reduction, gradient);
+}
+
+LossResult soft_cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& target,
+                              const std::optional<Tensor>& weight, int64_t reduction, bool align_corners,
+                              bool gradient) {
+  check_map(logits, "logits");
+  check_map(target, "target");
+  check_same_classes(logits, target);
+  check_pixels(weight, "weight", target.size(0), target.size(2), target.size(3));
+  check_pixels(upstream, "upstream", target.size(0), target.size(2), target.size(3));
+  const auto run = is_float64(logits) || is_float64(target) ? soft_cross_entropy_as<double> : soft_cross_entropy_as<float>;
+  return run(logits, upstream, target, weight, reduction, align_corners, gradient);
+}
+
+template <class T>
+LossResult cross_entropy_as(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& labels,
+                            const std::optional<Tensor>& class_weight, int64_t ignore_index, int64_t reduction,
+                            bool align_corners, bool gradient) {
+  const MapTable<T> table(logits, labels.size(1), labels.size(2), align_corners);
+  const BandTable<T> bands(table.rows());
+  std::optional<Tensor> weights;
+  if (class_weight) weights = torch::stable::contiguous(torch::stable::to(*class_weight, kScalarType<T>));
+  LossJob<T> job = {};
+  job.label = Label::classes;
+  job.classes = view_of(labels);
+  job.ignore_index = ignore_index;
+  job.class_weight = weights ? weights->template const_data_ptr<T>() : nullptr;
+  job.upstream = view_of(upstream);
+  return run_loss(job, logits, table, bands, reduction, gradient);
+}
+
+LossResult cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& labels,
+                         const std::optional<Tensor>& class_weight, int64_t ignore_index, int64_t reduction,
+                         bool align_corners, bool gradient) {
+  check_map(logits, "logits");
+  const Dtype dtype = dtype_of(labels);
+  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0 &&
+                      (dtype == Dtype::u8 || dtype == Dtype::i64),
+                  "labels must be [B, H, W], uint8 or int64");
+  STD_TORCH_CHECK(!class_weight || (class_weight->dim() == 1 && class_weight->size(0) == logits.size(1)),
+                  "class_weight must be [C]");
+  check_pixels(upstream, "upstream", labels.size(0), labels.size(1), labels.size(2));
+  const auto run = is_float64(logits) ? cross_entropy_as<double> : cross_entropy_as<float>;
+  return run(logits, upstream, labels, class_weight, ignore_index, reduction, align_corners, gradient);
+}
+
+template <class T>
+LossResult consistency_loss_as(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,
+                               const Tensor& cam, const std::optional<Tensor>& valid, int64_t height,
+                               int64_t width, const FusionOptions& options, double threshold, bool hard,
+                               int64_t reduction, bool gradient) {
+  const MapTable<T> table(student, height, width, options.align_corners);
+  const FusionTable<T> fusion(decoder, cam, height, width, options);
+  const BandTable<T> bands(table.rows());
+  LossJob<T> job = {};
+  job.label = Label::fused;
+  job.fusion = fusion.fusion(bands);
+  job.threshold = T(threshold);
+  job.hard = hard;
+  job.weight = view_of(valid);
+  job.upstream = view_of(upstream);
+  return run_loss(job, student, table, bands, reduction, gradient);
+}
+
+LossResult consistency_loss(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,
+                            const Tensor& cam, const std::optional<Tensor>& valid, int64_t height,
+                            int64_t width, double gamma, double temperature, int64_t norm, double norm_eps,
+                            double threshold, bool hard, int64_t reduction, bool align_corners, bool gradient) {
+  check_map(student, "student_logits");
+  check_map(decoder, "decoder_logits");
+  check_map(cam, "cam_logits");
+  check_same_classes(student, decoder);
+  check_same_classes(student, cam);
+  STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
+  check_pixels(valid, "valid", student.size(0), height, width);
+  check_pixels(upstream, "upstream", student.size(0), height, width);
+  const FusionOptions options = {gamma, temperature, norm, norm_eps, align_corners};
+  const bool wide = is_float64(student) || is_float64(decoder) || is_float64(cam);
+  const auto run = wide ? consistency_loss_as<double> : consistency_loss_as<float>;
+  return run(student, upstream, decoder, cam, valid, height, width, options, threshold, hard, reduction, gradient);
+}
+
+template <class T>
+Tensor fuse_predictions_as(const Tensor& decoder, const Tensor& cam, int64_t height, int64_t width,
+                           const FusionOptions& options) {
+  constexpr int64_t kBuffer = 1 << 19;  // bytes of a band that stay in the second-level cache
+  const FusionTable<T> fusion(decoder, cam, height, width, options);
+  const BandTable<T> bands(fusion.rows(), std::clamp<int64_t>(kBuffer / (decoder.size(1) * width * int64_t(sizeof(T))), 4, 32));
+  Tensor label = torch::stable::new_empty(decoder, {decoder.size(0), decoder.size(1), height, width});
+  advise_huge_pages(label, label.numel() * (dtype_of(label) == Dtype::f64 ? 8 : dtype_of(label) == Dtype::f32 ? 4 : 2));
+  const FuseJob<T> job = {{decoder.size(0), decoder.size(1), height, width, bands.bands()},
+                          fusion.fusion(bands),
+                          label.mutable_data_ptr(),
+                          dtype_of(label),
+                          bands.max_height()};
+  run_items(decoder.size(0) * bands.bands().count, kernels<T>().fuse_scratch(job), kernels<T>().fuse, job);
+  return label;
+}
+
+Tensor fuse_predictions(const Tensor& decoder, const Tensor& cam, int64_t height, int64_t width, double gamma,
+                        double temperature, int64_t norm, double norm_eps, bool align_corners) {
+  check_map(decoder, "decoder_logits");
+  check_map(cam, "cam_logits");
+  check_same_classes(decoder, cam);
+  STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
+  const FusionOptions options = {gamma, temperature, norm, norm_eps, align_corners};
+  const auto run = is_float64(decoder) || is_float64(cam) ? fuse_predictions_as<double> : fuse_predictions_as<float>;
+  return run(decoder, cam, height, width, options);
+}
+
+template <class T>
+Tensor predict_labels_as(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
+  const MapTable<T> table(logits, height, width, align_corners);
+  const BandTable<T> bands(table.rows());
+  const ScalarType dtype = logits.size(1) <= 256 ? ScalarType::Byte : ScalarType::Long;
+  Tensor labels = torch::stable::new_empty(logits, {logits.size(0), height, width}, dtype);
+  const PredictJob<T> job = {{logits.size(0), logits.size(1), height, width, bands.bands()},
+                             table.map(bands),
+                             labels.mutable_data_ptr()};
+  run_items(logits.size(0) * bands.bands().count, kernels<T>().predict_scratch(job), kernels<T>().predict, job);
+  return labels;
+}
+
+Tensor predict_labels(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
+  check_map(logits, "logits");
+  STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
+  return (is_float64(logits) ? predict_labels_as<double> : predict_labels_as<float>)(logits, height, width,
+                                                                                      align_corners);
+}
+
+}  // namespace
+}  // namespace psf
+
+STABLE_TORCH_LIBRARY(pseudoseg_fast, library) {
+  library.def(
+      "soft_cross_entropy(Tensor logits, Tensor? upstream, Tensor target, Tensor? weight, int reduction, "
+      "bool align_corners, bool gradient) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "cross_entropy(Tensor logits, Tensor? upstream, Tensor labels, Tensor? class_weight, int ignore_index, "
+      "int reduction, bool align_corners, bool gradient) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "consistency_loss(Tensor student_logits, Tensor? upstream, Tensor decoder_logits, Tensor cam_logits, "
+      "Tensor? valid, SymInt height, SymInt width, float gamma, float temperature, int norm, float norm_eps, "
+      "float threshold, bool hard, int reduction, bool align_corners, bool gradient) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "fuse_predictions(Tensor decoder_logits, Tensor cam_logits, SymInt height, SymInt width, float gamma, "
+      "float temperature, int norm, float norm_eps, bool align_corners) -> Tensor");
+  library.def("predict_labels(Tensor logits, SymInt height, SymInt width, bool align_corners) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pseudoseg_fast, CPU, library) {
+  library.impl("soft_cross_entropy", TORCH_BOX(&psf::soft_cross_entropy));
+  library.impl("cross_entropy", TORCH_BOX(&psf::cross_entropy));
+  library.impl("consistency_loss", TORCH_BOX(&psf::consistency_loss));
+  library.impl("fuse_predictions", TORCH_BOX(&psf::fuse_predictions));
+  library.impl("predict_labels", TORCH_BOX(&psf::predict_labels));
+}

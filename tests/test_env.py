@@ -1,0 +1,62 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pseudoseg_fast import backends, env
+
+ROOT = Path(env.__file__).resolve().parents[1]
+
+
+class Refusing:
+    """A backend that runs one function on the CPU and gives a reason against the others."""
+
+    @staticmethod
+    def can_run(function, tensors, *, raise_error=False):
+        if function == "predict_labels" and tensors[0].device.type == "cpu":
+            return True
+        if raise_error:
+            raise RuntimeError(f"no kernel for {function}\nsecond line")
+        return False
+
+
+def test_report_names_the_backend_of_every_function_and_why(monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", {"refusing": Refusing, "eager": backends.eager})
+    choices = env._choices("cpu")
+    assert set(choices) == {
+        "consistency_loss",
+        "cross_entropy",
+        "fuse_predictions",
+        "mean_square",
+        "predict_labels",
+        "pseudo_label",
+        "refine_cam",
+        "soft_cross_entropy",
+    }
+    assert choices["predict_labels"] == "refusing"
+    assert choices["refine_cam"] == "eager\nnot refusing: no kernel for refine_cam"
+
+
+def test_command_prints_versions_library_and_backends():
+    done = subprocess.run(
+        [sys.executable, "-m", "pseudoseg_fast.env"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["torch", torch.__version__] in [line[:2] for line in lines]
+    assert ["loaded", "yes"] in lines
+    assert any(line[:2] == ["instruction", "sets"] and line[-3:-1] == ["in", "use:"] for line in lines)
+    assert any(line[:1] == ["consistency_loss"] for line in lines)
+
+
+def test_failing_build_is_shown_in_full(monkeypatch, tmp_path):
+    monkeypatch.setattr(env.build.library, "_loaded", {})
+    monkeypatch.setattr(env.build.library, "_failed", {})
+    monkeypatch.setattr("pseudoseg_fast.build.cache.PACKAGED", tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("PSEUDOSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    text = env.render(env.report())
+    assert "PSEUDOSEG_CACHE" in text
+    assert "loaded" in text
+    assert text.count("no C++ compiler on PATH") == 3

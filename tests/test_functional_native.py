@@ -1,0 +1,211 @@
+"""What the native kernels promise beyond right values: repeatable, sparing with memory, known to torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from targets import on_native_targets
+from test_functional import Case, loss_and_gradient, to_double
+
+from pseudoseg_fast import functional, reference
+
+ROOT = Path(functional.__file__).resolve().parents[1]
+
+
+def everything(case, backend, **options):
+    """Losses, gradients, label and prediction of one case, in a fixed order."""
+    results = []
+    for name, logits, args, given_options in case.losses():
+        for reduction in ("mean", "none"):
+            function_options = given_options | options | {"backend": backend, "reduction": reduction}
+            results += loss_and_gradient(getattr(functional, name), logits, args, function_options)
+    for norm in functional.NORMS:
+        results.append(
+            functional.fuse_predictions(case.decoder, case.cam, size=case.size, norm=norm, backend=backend)
+        )
+    results.append(functional.predict_labels(case.student, case.size, backend=backend))
+    return results
+
+
+@on_native_targets
+def test_results_are_bitwise_the_same_for_any_number_of_threads(target):
+    case = Case((2, 7, 33, 20, 9, 9, 129, 77), device=target.device)
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            runs.append(everything(case, target.backend))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        for actual, expected in zip(run, runs[0], strict=True):
+            assert torch.equal(actual, expected)
+
+
+@on_native_targets
+def test_every_element_of_a_result_is_written(target):
+    case = Case((2, 5, 9, 7, 3, 3, 23, 18), device=target.device)
+    expected = everything(case, target.backend)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        actual = everything(case, target.backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_older_instruction_sets_agree(isa):
+    """Run the value tests of this backend in a process that uses an older instruction set."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_functional.py"]
+    command += ["-k", "cpp and (losses_and or fuse or predict or options or other_dtypes)"]
+    environment = os.environ | {"PSEUDOSEG_ISA": isa}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+sides = st.integers(1, 40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(
+        st.integers(0, 2),
+        st.integers(1, 35),
+        sides,
+        sides,
+        sides,
+        sides,
+        st.integers(1, 70),
+        st.integers(1, 70),
+    ),
+    align_corners=st.booleans(),
+    spread=st.sampled_from([0.1, 2.0, 80.0]),
+)
+def test_any_shape(shape, align_corners, spread):
+    case = Case(shape, spread=spread)
+    args = (case.decoder, case.cam)
+    options = {"size": case.size, "valid": case.valid, "align_corners": align_corners, "reduction": "none"}
+    loss, gradient = loss_and_gradient(
+        functional.consistency_loss, case.student, args, options | {"backend": "cpp"}
+    )
+    truth, true_gradient = loss_and_gradient(
+        reference.consistency_loss, case.student.double(), [to_double(arg) for arg in args], options
+    )
+    torch.testing.assert_close(loss.double(), truth, rtol=2e-6, atol=1e-5 * max(spread, 1))
+    torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-5, atol=1e-5 * max(spread, 1))
+    labels = functional.predict_labels(case.student, case.size, align_corners=align_corners, backend="cpp")
+    logits = reference.upsample(case.student.double(), case.size, align_corners)
+    chosen = logits.gather(1, labels.long()[:, None])[:, 0]
+    torch.testing.assert_close(chosen, logits.amax(1), rtol=0, atol=1e-6 * spread)
+
+
+def operator_calls():
+    case = Case((2, 3, 4, 5, 2, 2, 9, 8))
+    ops = torch.ops.pseudoseg_fast
+    student = case.student.requires_grad_()
+    permuted = student.detach().permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1).requires_grad_()
+    fusion = (9, 8, 0.5, 0.5, 0, 1e-8)
+    for name, logits in [("contiguous", student), ("permuted", permuted)]:
+        soft = (logits, None, case.target, case.weight, 0, False, True)
+        yield f"soft-{name}", ops.soft_cross_entropy.default, soft
+        hard = (logits, None, case.labels, case.class_weight, 255, 0, True, True)
+        yield f"hard-{name}", ops.cross_entropy.default, hard
+        consistent = (logits, None, case.decoder, case.cam, case.valid, *fusion, 0.2, False, 0, False, True)
+        yield f"consistency-{name}", ops.consistency_loss.default, consistent
+    unreduced = (student, None, case.labels, None, 255, 2, False, False)
+    yield "hard-unreduced", ops.cross_entropy.default, unreduced
+    yield "fuse", ops.fuse_predictions.default, (case.decoder, case.cam, *fusion, False)
+    yield "predict", ops.predict_labels.default, (student.detach(), 9, 8, True)
+
+
+def test_operators_pass_opcheck():
+    functional.predict_labels(torch.zeros(1, 1, 1, 1), (1, 1), backend="cpp")  # loads the operators
+    for name, operator, arguments in operator_calls():
+        results = torch.library.opcheck(operator, arguments)
+        assert set(results.values()) == {"SUCCESS"}, (name, results)
+
+
+def test_compiles_with_a_dynamic_batch():
+    def loss(student, decoder, cam):
+        return functional.consistency_loss(student, decoder, cam, size=(9, 9), backend="cpp")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for images in (2, 3):
+        case = Case((images, 3, 4, 4, 2, 2, 9, 9))
+        actual = loss_and_gradient(compiled, case.student, (case.decoder, case.cam), {})
+        expected = loss_and_gradient(loss, case.student, (case.decoder, case.cam), {})
+        torch.testing.assert_close(actual, expected)
+
+
+def test_second_backward_through_one_graph_is_right():
+    case = Case((2, 3, 4, 4, 2, 2, 9, 9))
+    student = case.student.requires_grad_()
+    loss = functional.consistency_loss(student, case.decoder, case.cam, size=(9, 9), backend="cpp")
+    (first,) = torch.autograd.grad(loss, student, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(2 * loss, student)
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_offsets_beyond_32_bits():
+    """2.2e9 elements at the label size, which an int32 offset would not reach; the mean hardly depends on it."""
+    student, decoder, cam = (torch.randn(1, 2, side, side) for side in (5, 4, 3))
+
+    def loss(size):
+        return functional.consistency_loss(
+            student, decoder, cam, size=(size, size), norm="none", backend="cpp"
+        )
+
+    torch.testing.assert_close(loss(33000), loss(2000), rtol=1e-3, atol=0)
+
+
+def peak_growth(run):
+    """Bytes by which the resident memory of this process grows at most while ``run`` runs."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_map_of_the_output_size_is_made():
+    """Measured from outside: peak resident memory of forward and backward against one full-size tensor."""
+    case = Case((2, 21, 65, 65, 17, 17, 1, 1))
+    size = (1025, 1025)
+    full = 2 * 21 * size[0] * size[1] * 4
+    gradient = case.student.numel() * 4
+    labels, valid = torch.randint(0, 21, (2, *size)), torch.rand(2, *size) > 0.1
+    target = torch.rand(1, 21, 1, 1).softmax(1).expand(2, 21, *size)
+    student = case.student.requires_grad_()
+    calls = {
+        "soft_cross_entropy": ((student, target), {}),
+        "cross_entropy": ((student, labels), {}),
+        "consistency_loss": ((student, case.decoder, case.cam), {"valid": valid, "size": size}),
+    }
+    for name, (args, options) in calls.items():
+        function = getattr(functional, name)
+
+        def step(function=function, args=args, options=options):
+            torch.autograd.grad(function(*args, **options, backend="cpp"), student)
+
+        step()
+        assert peak_growth(step) < 0.05 * full + gradient, name
+    predict = functional.predict_labels
+    assert peak_growth(lambda: predict(case.student, size, backend="cpp")) < 0.05 * full + labels.numel()
+    eager = functional.consistency_loss
+    args, options = calls["consistency_loss"]
+    assert peak_growth(lambda: eager(*args, **options, backend="eager")) > full  # the measure can fail
