@@ -1,5 +1,6 @@
 """Training from lists to results, in this process and in a few steps."""
 
+import copy
 import json
 import math
 import re
@@ -12,6 +13,10 @@ import yaml
 from PIL import Image
 
 from pseudoseg_fast import evaluate, train
+from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
+from pseudoseg_fast.method import labeled_losses, unlabeled_losses
+from pseudoseg_fast.sgc import image_labels_from_mask
 
 LEARNING = {
     "data.crop_size": 48,
@@ -97,6 +102,62 @@ def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, ca
     assert [row["step"] for row in losses] == [1, 2, 3]
     assert all(math.isfinite(value) for row in losses for value in row.values())
     assert [row["mIoU"] for row in rows if "mIoU" in row][-1] == pytest.approx(result["miou"]["last"])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9], ids=["model labels", "teacher labels"])
+def test_a_step_is_the_methods(root, tmp_path, ema):
+    """The fifth step of an image-level run, written out: passes in their order, losses, SGD, moving average."""
+    changes = {
+        "method.ema": ema,
+        "method.image_labels": "true",
+        "data.tags": "tags.csv",
+        "optim.steps": 8,
+        "optim.warmup": 10,
+        "optim.encoder_lr": 0.5,
+        "optim.weight_decay": 0.01,
+        "optim.unlabeled_batch_size": 4,
+    }
+    config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
+    trainer = train.Trainer(config, tmp_path / "run")
+    trainer.step = 4
+    labeled = next(iter(labeled_loader(config, trainer.data, trainer.network, 4)))
+    unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 4)))
+    assert set(unlabeled["tags"].isnan().all(1).tolist()) == {True, False}
+    network = copy.deepcopy(trainer.network).train()
+    before = copy.deepcopy(network.state_dict())
+    torch.manual_seed(1)
+    losses = trainer.training_step(labeled, unlabeled, weight=0.5)
+
+    torch.manual_seed(1)  # dropout is active
+    image_labels = image_labels_from_mask(labeled["mask"], 3, 0)
+    given = network(labeled["image"], sgc=True, image_labels=image_labels, valid=labeled["valid"])
+    labeler = network
+    if ema:
+        labeler = copy.deepcopy(network).eval()
+        labeler.load_state_dict(before)
+    with torch.no_grad():
+        weak = labeler(unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"])
+    torch.rand(())  # whether to mix
+    strong = network(unlabeled["strong"])
+    expected = labeled_losses(config.method, given, labeled["mask"], image_labels)
+    expected |= unlabeled_losses(config.method, 0.5, strong, weak, unlabeled["valid"], unlabeled["tags"])
+    assert set(losses) == set(expected) == {"L_s", "L_sa", "L_x", "L_u"}
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss.detach())
+
+    sum(expected.values()).backward()
+    after = trainer.network.state_dict()
+    rate = 0.007 * (5 / 10) * (1 - 4 / 8) ** 0.9
+    for name, parameter in network.named_parameters():
+        decay = 0.01 if parameter.ndim > 1 else 0.0
+        factor = rate * (0.5 if name.startswith("encoder.") else 1.0)
+        moved = before[name] - factor * (parameter.grad + decay * before[name])
+        torch.testing.assert_close(after[name], moved)
+        if ema:
+            mean = (5 / 14) * before[name] + (9 / 14) * moved
+            torch.testing.assert_close(trainer.teacher.model.state_dict()[name], mean)
+    for name, buffer in network.named_buffers():
+        torch.testing.assert_close(after[name], buffer)
 
 
 def test_loss_terms_appear_when_they_are_learnt(root, tmp_path):
