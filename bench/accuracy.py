@@ -2,10 +2,10 @@
 
 python -m bench.accuracy bench/grids/demo.yaml
 
-A grid file has ``seeds`` and ``runs``, a name and the options of ``pseudoseg_fast.train`` for each row. Every finished
-run adds a line of JSON to ``bench/results/accuracy-GRID.jsonl``; called again, only the missing ones are run. The table
-at the end gives mean and standard deviation over seeds; "last" is the figure to trust, "best" was chosen on the val
-pictures themselves.
+A grid file has ``seeds`` and ``runs``, a name and the options of ``pseudoseg_fast.train`` for each row, and perhaps
+``common`` options; environment variables are filled in. Every finished run adds a line of JSON to
+``bench/results/accuracy-GRID.jsonl``; called again, only the missing ones are run. The table at the end gives mean and
+standard deviation over seeds; "last" is the figure to trust, "best" was chosen on the val pictures themselves.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +29,59 @@ import yaml
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_grid(grid: Path, results: Path, runs: Path) -> list[dict[str, Any]]:
-    """Run what ``results`` does not have yet; return all its rows that belong to the grid."""
-    cells = yaml.safe_load(grid.read_text())
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid."""
+
+    grid: str
+    name: str
+    seed: int
+    options: str
+
+    def run(self, runs: Path, threads: int) -> dict[str, Any]:
+        """Train in a process of its own and return its result; folder and log stay in ``runs``."""
+        folder = runs / "-".join([self.grid, *re.findall(r"[a-z0-9]+", self.name.lower()), str(self.seed)])
+        arguments = [*os.path.expandvars(self.options).split(), "--run.seed", str(self.seed)]
+        command = [sys.executable, "-m", "pseudoseg_fast.train", *arguments, "--run.dir", str(folder)]
+        print(f"{self.name}, seed {self.seed}: {folder}", flush=True)
+        with folder.with_suffix(".log").open("w") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            process = subprocess.run(
+                [*command, "--run.overwrite", "true"], stdout=log, stderr=log, env=environment
+            )
+        if process.returncode:
+            raise RuntimeError(
+                f"{self.name}, seed {self.seed}, ended with {process.returncode}; see {log.name}"
+            )
+        return {
+            **asdict(self),
+            **json.loads((folder / "result.json").read_text()),
+            "threads": threads,
+            "torch": torch.__version__,
+            "machine": f"{os.cpu_count()} x {platform.machine()}",
+        }
+
+
+def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str, Any]]:
+    """Run what ``results`` does not have yet, ``jobs`` at a time; return all rows of the grid."""
+    grid = yaml.safe_load(path.read_text())
+    common = grid.get("common", "")
+    cells = [
+        Cell(path.stem, name, seed, f"{common} {options}".strip())
+        for seed in grid["seeds"]
+        for name, options in grid["runs"].items()
+    ]
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for seed in cells["seeds"]:
-        for name, options in cells["runs"].items():
-            arguments = [*options.split(), "--run.seed", str(seed)]
-            if any(row["name"] == name and row["arguments"] == arguments for row in rows):
-                continue
-            folder = runs / f"{grid.stem}-{'-'.join(name.lower().split())}-{seed}"
-            command = [sys.executable, "-m", "pseudoseg_fast.train", *arguments, "--run.dir", str(folder)]
-            print(" ".join(command), flush=True)
-            with (runs / f"{folder.name}.log").open("w") as log:
-                status = subprocess.run(
-                    [*command, "--run.overwrite", "true"], stdout=log, stderr=log
-                ).returncode
-            if status:
-                sys.exit(f"{name}, seed {seed}, ended with status {status}; see {log.name}")
-            row = {
-                "name": name,
-                "seed": seed,
-                "arguments": arguments,
-                **json.loads((folder / "result.json").read_text()),
-                "torch": torch.__version__,
-                "machine": f"{os.cpu_count()} x {platform.machine()}",
-            }
-            rows.append(row)
+    done = {Cell(**{field.name: row[field.name] for field in fields(Cell)}): row for row in rows}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
+        for future in as_completed(futures):
+            done[futures[future]] = future.result()
             with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    return [row for row in rows if row["name"] in cells["runs"] and row["seed"] in cells["seeds"]]
+                file.write(json.dumps(future.result()) + "\n")
+    return [done[cell] for cell in cells]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -83,9 +108,11 @@ def main() -> None:
     )
     parser.add_argument("grid", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs themselves")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    print(table(run_grid(options.grid, RESULTS / f"accuracy-{options.grid.stem}.jsonl", options.runs)))
+    results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
+    print(table(run_grid(options.grid, results, options.runs, options.jobs)))
 
 
 if __name__ == "__main__":

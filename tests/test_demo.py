@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pseudoseg_fast.data.demo import demo_root
-from pseudoseg_fast.data.lists import read_classes, read_list, read_unlabeled
+from pseudoseg_fast.data.lists import read_classes, read_list, read_tags, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 
 unpack = demo_root.__wrapped__  # without the cache of this process
@@ -55,6 +55,17 @@ def test_every_class_is_in_every_part(root):
     for name in ("all", "val", "labeled"):
         pixels = np.array(check_masks(read_list(f"splits/{name}.txt", root), len(classes)))
         assert (pixels / pixels.sum()).min() > 0.05, name
+
+
+def test_tags_are_of_the_training_tiles(root):
+    classes = read_classes("classes.txt", root)
+    tags = read_tags("tags.csv", classes, root)
+    train = read_list("splits/all.txt", root)
+    assert set(tags) == {sample.name for sample in train}
+    for sample in train[:20]:
+        ids, counts = np.unique(np.array(Image.open(sample.mask)), return_counts=True)
+        shown = {classes[index] for index, count in zip(ids, counts, strict=True) if count >= 0.02 * 96 * 96}
+        assert tags[sample.name] == shown
 
 
 def test_pictures_lie_on_their_masks(root):

@@ -52,6 +52,7 @@ BLOCK = 2 * TILE
 VAL_FRACTION = 0.25
 LABELED = 16
 MIN_SHARE = 0.1  # a class counts as covered by a tile that shows it on this share of its pixels
+MIN_TAG_SHARE = 0.02
 MIN_DISTANCE = 4 * TILE
 SEED = 0
 JPEG_QUALITY = 95
@@ -73,6 +74,7 @@ splits/   labeled.txt    {labeled} labelled training tiles: a greedy cover of th
           unlabeled.txt  all {train} training tiles, without masks; the labelled ones are among them
           all.txt        the same tiles with their masks, for the comparison with full supervision
           val.txt        {val} validation tiles
+tags.csv  image-level labels of the training tiles: the classes on at least a fiftieth of a tile
 
 Sources and licences
 --------------------
@@ -219,6 +221,12 @@ def choose_labeled(train: Sequence[Tile]) -> list[Tile]:
     return sorted(chosen)
 
 
+def tags(tile: Tile) -> str:
+    """Return the names of the classes that a tile shows, separated by semicolons."""
+    names = (name for (_, name, _), share in zip(CLASSES, tile.shares, strict=True) if share >= MIN_TAG_SHARE)
+    return ";".join(names)
+
+
 def encode_image(window: Image.Image) -> bytes:
     """Return a tile of the picture as JPEG."""
     buffer = io.BytesIO()
@@ -256,6 +264,7 @@ def build(members: dict[str, bytes]) -> dict[str, bytes]:
         "splits/unlabeled.txt": lines([tile.image for tile in train]),
         "splits/all.txt": lines([f"{tile.image} {tile.mask}" for tile in train]),
         "splits/val.txt": lines([f"{tile.image} {tile.mask}" for tile in val]),
+        "tags.csv": lines(["image,tags", *(f"{tile.image},{tags(tile)}" for tile in train)]),
         **{target: members[source] for target, source in LICENSES.items()},
     }
     with Image.open(io.BytesIO(members[BLUE_MARBLE])) as picture:
