@@ -160,6 +160,30 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         torch.testing.assert_close(after[name], buffer)
 
 
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [("classes.txt", {1: [1, 1], 2: [1, 0]}), ("no_background.txt", {1: [0, 1, 1], 2: [0, 1, 0]})],
+    ids=["background", "no background"],
+)
+def test_tags_come_with_their_pictures(root, tmp_path, classes, expected):
+    changes = {
+        "method.image_labels": "true",
+        "data.tags": "tags.csv",
+        "data.classes": classes,
+        "optim.batch_size": 4,
+    }
+    config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
+    trainer = train.Trainer(config, tmp_path / "run")
+    batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
+    assert sorted(batch["name"]) == [f"images/{index}.png" for index in range(4)]
+    for name, tags in zip(batch["name"], batch["tags"], strict=True):
+        index = int(name.removeprefix("images/").removesuffix(".png"))
+        if index in expected:
+            assert tags.tolist() == expected[index]
+        else:
+            assert tags.isnan().all()
+
+
 def test_loss_terms_appear_when_they_are_learnt(root, tmp_path):
     def terms(changes):
         run(root, tmp_path / "run", {"run.log_every": 1, "run.overwrite": "true", **changes})
@@ -224,6 +248,7 @@ def test_the_teacher_is_what_is_evaluated(root, tmp_path, capsys):
     assert not torch.equal(state["teacher"][name], state["model"][name])
     network = evaluate.load_network(tmp_path / "run" / "checkpoints" / "last.ckpt")[0]
     assert torch.equal(network.state_dict()[name], state["teacher"][name])
+    assert not network.training
 
 
 @pytest.mark.parametrize(
