@@ -14,6 +14,7 @@ from targets import on_native_targets
 from test_functional import Case, loss_and_gradient, to_double
 
 from pseudoseg_fast import functional, reference
+from pseudoseg_fast.backends import cpp
 
 ROOT = Path(functional.__file__).resolve().parents[1]
 
@@ -211,3 +212,19 @@ def test_no_map_of_the_output_size_is_made():
     eager = functional.consistency_loss
     args, options = calls["consistency_loss"]
     assert peak_growth(lambda: eager(*args, **options, backend="eager")) > full  # the measure can fail
+
+
+def test_without_a_compiler_auto_warns_once_and_runs_eager(monkeypatch, caplog):
+    def fail():
+        raise cpp.build.BuildError("no compiler")
+
+    monkeypatch.setattr(cpp, "_loaded", [])
+    monkeypatch.setattr(cpp.build, "load_cpu", fail)
+    logits = torch.randn(1, 3, 2, 2)
+    for _ in range(2):
+        functional.predict_labels(logits, (4, 4))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "running without native CPU kernels: no compiler"
+    ]
+    with pytest.raises(RuntimeError, match="'cpp' cannot run predict_labels: no compiler"):
+        functional.predict_labels(logits, (4, 4), backend="cpp")
