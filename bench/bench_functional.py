@@ -118,5 +118,5 @@ def test_function(benchmark: Any, size: str, function: str, implementation: str)
         implementation=implementation,
         extra_bytes=extra_bytes(lambda: step(chosen, arguments, options)),
     )
-    rounds = 30 if implementation == "cpp" else 4
+    rounds = 30 if implementation == "cpp" else 3
     benchmark.pedantic(step, (chosen, arguments, options), rounds=rounds, warmup_rounds=1)
