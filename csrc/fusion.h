@@ -54,9 +54,8 @@ class FusedLabel {
         break;
       case Power::any: {
         const Vec<T> most = max_over<T>(classes_, [&](int64_t c) { return power_[c] = log2(mixed(c)); });
-        sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
-          return power_[c] = exp2((power_[c] - most) * fusion_.inverse_temperature);
-        });
+        sum_ = sum_over<Vec<T>>(
+            classes_, [&](int64_t c) { return power_[c] = exp2((power_[c] - most) * fusion_.inverse_temperature); });
         break;
       }
     }

@@ -21,7 +21,7 @@ class GradientBand {
         below_(arena.take<Vec<T>>(classes_)),
         carry_(arena.take<Vec<T>>(classes_)),
         rows_(arena.take<T>(job.gradient ? job.student.max_rows * classes_ * pitch_ + kReadBehind : 0)),
-        high_(arena.take<T>(job.fold.pitch + kLanes<T>)) {}
+        high_(arena.take<Vec<T>>(classes_)) {}
 
   void begin_band(int64_t item) {
     const Bands& bands = job_.frame.bands;
@@ -61,25 +61,13 @@ class GradientBand {
 
   // Fold the rows of the band into the gradient, the row shared with the next band into the overlap.
   void end_band() {
-    const Frame& frame = job_.frame;
+    const Bands& bands = job_.frame.bands;
     const int64_t height = job_.student.rows.source, width = job_.student.columns.source;
-    const int64_t begin = frame.bands.node[band_], end = frame.bands.node[band_ + 1];
-    for (int64_t c = 0; c < classes_; ++c) {
-      T* map = job_.gradient + (image_ * classes_ + c) * height * width;
-      T* overlap = job_.overlap + (item_ * classes_ + c) * width;
-      for (int64_t node = begin; node < end; ++node) {
-        if (node < first_ || node > last_) {
-          for (int64_t x = 0; x < width; ++x) map[node * width + x] = T(0);
-        } else {
-          fold(row(node, c), map + node * width);
-        }
-      }
-      if (last_ >= end) {
-        fold(row(last_, c), overlap);
-      } else {
-        for (int64_t x = 0; x < width; ++x) overlap[x] = T(0);
-      }
-    }
+    const int64_t begin = bands.node[band_], end = bands.node[band_ + 1];
+    T* const map = job_.gradient + image_ * classes_ * height * width;
+    T* const overlap = job_.overlap + item_ * classes_ * width;
+    for (int64_t node = begin; node < end; ++node) put(node, map + node * width, height * width);
+    put(last_ < end ? -1 : last_, overlap, width);
   }
 
  private:
@@ -119,10 +107,54 @@ class GradientBand {
     return v;
   }
 
-  // Add up what the columns give to kLanes nodes from n on, and to the node after each of them.
-  void fold_nodes(const T* wide, int64_t n, Vec<T>& low, Vec<T>& high) {
+  // Fold the row of `node` to `narrow`, classes `stride` apart; zero where the band has no such row.
+  void put(int64_t node, T* narrow, int64_t stride) {
+    if (node >= first_ && node <= last_) return fold(row(node, 0), narrow, stride);
+    for (int64_t c = 0; c < classes_; ++c) {
+      for (int64_t x = 0; x < job_.student.columns.source; ++x) narrow[c * stride + x] = T(0);
+    }
+  }
+
+  void fold(const T* wide, T* narrow, int64_t stride) {
+    const Axis<T>& axis = job_.student.columns;
     const Fold<T>& fold = job_.fold;
-    low = high = Vec<T>{};
+    for (int64_t c = 0; c < classes_; ++c) high_[c] = Vec<T>{};
+    for (int64_t n = 0; n < axis.source; n += kLanes<T>) {
+      const int64_t nodes = axis.source - n < kLanes<T> ? axis.source - n : kLanes<T>;
+      for (int64_t c = 0; c < classes_; ++c) {
+        Vec<T> low = {}, high = {};
+        fold_nodes(wide + c * pitch_, n, low, high);
+        const T before = high_[c][kLanes<T> - 1];  // what node n - 1 gives to node n
+        high_[c] = high;
+        low += shifted(high, before);
+        T* const to = narrow + c * stride + n;
+        if (nodes == kLanes<T>) {
+          store(to, low);
+        } else {
+          for (int64_t i = 0; i < nodes; ++i) to[i] = low[i];
+        }
+      }
+    }
+    for (int64_t i = 0; i < fold.extras; ++i) {
+      const int64_t x = fold.extra[i], node = axis.low[x];
+      for (int64_t c = 0; c < classes_; ++c) {
+        narrow[c * stride + node] += wide[c * pitch_ + x] * (T(1) - axis.weight[x]);
+        if (axis.weight[x] != T(0)) narrow[c * stride + node + 1] += wide[c * pitch_ + x] * axis.weight[x];
+      }
+    }
+  }
+
+  // (first, v[0], v[1], ...)
+  static Vec<T> shifted(Vec<T> v, T first) {
+    Vec<T> result;
+    result[0] = first;
+    for (int i = 1; i < kLanes<T>; ++i) result[i] = v[i - 1];
+    return result;
+  }
+
+  // Add up what the columns give to kLanes nodes from n on, and to the node after each of them.
+  void fold_nodes(const T* wide, int64_t n, Vec<T>& low, Vec<T>& high) const {
+    const Fold<T>& fold = job_.fold;
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {  // shuffles of the 64 columns are several times faster than gathers
       const int32_t base = fold.base[n / 16];
@@ -151,36 +183,13 @@ class GradientBand {
     }
   }
 
-  void fold(const T* wide, T* narrow) {
-    const Fold<T>& fold = job_.fold;
-    const int64_t nodes = job_.student.columns.source;
-    high_[0] = T(0);
-    for (int64_t n = 0; n < nodes; n += kLanes<T>) {
-      Vec<T> low, high;
-      fold_nodes(wide, n, low, high);
-      store(high_ + n + 1, high);
-      low += load(high_ + n);
-      if (n + kLanes<T> <= nodes) {
-        store(narrow + n, low);
-      } else {
-        for (int64_t i = n; i < nodes; ++i) narrow[i] = low[i - n];
-      }
-    }
-    const Axis<T>& axis = job_.student.columns;
-    for (int64_t i = 0; i < fold.extras; ++i) {
-      const int64_t x = fold.extra[i];
-      narrow[axis.low[x]] += wide[x] * (T(1) - axis.weight[x]);
-      if (axis.weight[x] != T(0)) narrow[axis.low[x] + 1] += wide[x] * axis.weight[x];
-    }
-  }
-
   static constexpr int64_t kReadBehind = 64;  // fold_nodes reads whole vectors
 
   const LossJob<T>& job_;
   const int64_t classes_, pitch_;
   Vec<T>*const sum_, *const below_, *const carry_;  // [C]
   T* const rows_;                                   // [max_rows, C, pitch]
-  T* const high_;                                   // [nodes]
+  Vec<T>* const high_;                              // [C] while folding
   int64_t item_ = 0, image_ = 0, band_ = 0;
   int64_t first_ = 0, last_ = 0, next_ = 0, x_ = 0;
 };

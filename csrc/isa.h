@@ -26,8 +26,8 @@ inline Isa isa_supported() {
   if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
     return Isa::baseline;
   }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
     return Isa::avx512;
   }
   return Isa::avx2;

@@ -140,10 +140,10 @@ struct Kernels {
   double (*square_sum)(const SquareJob<T>&, int64_t image, int64_t channel, T* scratch);
 };
 
-#define PSF_KERNELS_CPU(isa)       \
-  namespace psf::isa {             \
-  const Kernels<float>& f32();     \
-  const Kernels<double>& f64();    \
+#define PSF_KERNELS_CPU(isa)    \
+  namespace psf::isa {          \
+  const Kernels<float>& f32();  \
+  const Kernels<double>& f64(); \
   }
 
 }  // namespace psf

@@ -9,10 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -21,74 +19,16 @@
 #include <sys/mman.h>
 #endif
 
-#include "isa.h"
+#include "jobs.h"
 #include "kernels_cpu.h"
 #include "plan.h"
 
 namespace psf {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using LossResult = std::tuple<Tensor, Tensor, Tensor>;
 
 enum Reduction : int64_t { kMean, kSum, kNone };
-enum Norm : int64_t { kBatch, kImage, kPixel, kOff };
-
-template <class T>
-const Kernels<T>& kernels() {
-  const auto pick = [](const auto& f32, const auto& f64) -> const Kernels<T>& {
-    if constexpr (sizeof(T) == 4) {
-      return f32();
-    } else {
-      return f64();
-    }
-  };
-#if defined(__x86_64__)
-  switch (isa_in_use()) {
-    case Isa::avx512:
-      return pick(avx512::f32, avx512::f64);
-    case Isa::avx2:
-      return pick(avx2::f32, avx2::f64);
-    case Isa::baseline:
-      break;
-  }
-#endif
-  return pick(baseline::f32, baseline::f64);
-}
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Bool:
-    case ScalarType::Byte:
-      return Dtype::u8;
-    case ScalarType::Long:
-      return Dtype::i64;
-    default:
-      STD_TORCH_CHECK(false, "expected float32, float64, float16, bfloat16, bool, uint8 or int64");
-  }
-}
-
-bool is_float64(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
-
-// A tensor [B, C, H, W] or [B, H, W].
-View view_of(const Tensor& tensor) {
-  const bool has_classes = tensor.dim() == 4;
-  return {tensor.const_data_ptr(),
-          dtype_of(tensor),
-          {tensor.stride(0), has_classes ? tensor.stride(1) : 0, tensor.stride(tensor.dim() - 2),
-           tensor.stride(tensor.dim() - 1)}};
-}
-
-View view_of(const std::optional<Tensor>& tensor) { return tensor ? view_of(*tensor) : View{}; }
 
 void check_map(const Tensor& map, const char* name) {
   STD_TORCH_CHECK(map.dim() == 4 && map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, name,
@@ -100,72 +40,11 @@ void check_same_classes(const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.size(0) == b.size(0) && a.size(1) == b.size(1), "maps must agree in images and classes");
 }
 
-void check_pixels(const std::optional<Tensor>& tensor, const char* name, int64_t images, int64_t height, int64_t width) {
+void check_pixels(const std::optional<Tensor>& tensor, const char* name, int64_t images, int64_t height,
+                  int64_t width) {
   STD_TORCH_CHECK(!tensor || (tensor->dim() == 3 && tensor->size(0) == images && tensor->size(1) == height &&
                               tensor->size(2) == width),
                   name, " must be [B, H, W] of the output size");
-}
-
-// The tables behind the struct Map.
-template <class T>
-class MapTable {
- public:
-  MapTable(const Tensor& logits, int64_t height, int64_t width, bool align_corners)
-      : view_(view_of(logits)),
-        rows_(logits.size(2), height, align_corners),
-        columns_(logits.size(3), width, align_corners),
-        factor_(logits.size(0), T(1)) {}
-
-  Map<T> map(const BandTable<T>& bands) const {
-    return {view_, rows(), columns(), factor_.data(), bands.max_rows(rows())};
-  }
-  const Axis<T>& rows() const { return rows_.axis(); }
-  const Axis<T>& columns() const { return columns_.axis(); }
-  std::vector<T>& factor() { return factor_; }
-
- private:
-  View view_;
-  AxisTable<T> rows_, columns_;
-  std::vector<T> factor_;
-};
-
-// Do items [0, count) with a kernel on torch's threads, each thread with scratch memory of its own.
-template <class Job>
-void run_items(int64_t count, int64_t scratch, void (*kernel)(const Job&, int64_t, void*), const Job& job) {
-  struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-  };
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, Free> memory(::operator new(size_t(scratch), std::align_val_t(64)));
-    for (int64_t item = begin; item < end; ++item) kernel(job, item, memory.get());
-  });
-}
-
-// Mean of squares of each image's map at the output size, without the map: [B] float64.
-template <class T>
-std::vector<double> mean_squares(const Tensor& logits, const MapTable<T>& table) {
-  const int64_t images = logits.size(0), classes = logits.size(1);
-  const GramTable<T> rows(table.rows()), columns(table.columns());
-  const SquareJob<T> job = {view_of(logits),
-                            logits.size(2),
-                            logits.size(3),
-                            rows.diagonal.data(),
-                            rows.pairs.data(),
-                            columns.diagonal.data(),
-                            columns.pairs.data()};
-  std::vector<double> sums(images * classes), means(images);
-  torch::stable::parallel_for(0, images * classes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> scratch(2 * (logits.size(3) + 2 * kPadding));
-    for (int64_t i = begin; i < end; ++i) {
-      sums[i] = kernels<T>().square_sum(job, i / classes, i % classes, scratch.data());
-    }
-  });
-  const double elements = double(classes) * double(table.rows().target) * double(table.columns().target);
-  for (int64_t b = 0; b < images; ++b) {
-    for (int64_t c = 0; c < classes; ++c) means[b] += sums[b * classes + c];
-    means[b] /= elements;
-  }
-  return means;
 }
 
 // Ask for huge pages behind a large result that was just allocated: a fresh page fault for every 4 KiB takes longer
@@ -180,50 +59,6 @@ void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
 #endif
 }
 
-struct FusionOptions {
-  double gamma, temperature;
-  int64_t norm;
-  double norm_eps;
-  bool align_corners;
-};
-
-// The tables behind the struct Fusion.
-template <class T>
-class FusionTable {
- public:
-  FusionTable(const Tensor& decoder, const Tensor& cam, int64_t height, int64_t width, const FusionOptions& options)
-      : options_(options),
-        decoder_(decoder, height, width, options.align_corners),
-        cam_(cam, height, width, options.align_corners) {
-    if (options.norm != kBatch && options.norm != kImage) return;
-    std::vector<double> squares = mean_squares<T>(decoder, decoder_);
-    const std::vector<double> of_cam = mean_squares<T>(cam, cam_);
-    double sum = 0;
-    for (size_t b = 0; b < squares.size(); ++b) sum += squares[b] = (squares[b] + of_cam[b]) / 2;
-    for (size_t b = 0; b < squares.size(); ++b) {
-      const double square = options.norm == kBatch ? sum / double(squares.size()) : squares[b];
-      decoder_.factor()[b] = cam_.factor()[b] = T(1 / std::sqrt(square + options.norm_eps));
-    }
-  }
-
-  Fusion<T> fusion(const BandTable<T>& bands) const {
-    return {decoder_.map(bands),
-            cam_.map(bands),
-            T(options_.gamma),
-            T(1 / options_.temperature),
-            options_.temperature == 1.0   ? Power::one
-            : options_.temperature == 0.5 ? Power::square
-                                          : Power::any,
-            options_.norm == kPixel,
-            T(options_.norm_eps)};
-  }
-  const Axis<T>& rows() const { return decoder_.rows(); }
-
- private:
-  FusionOptions options_;
-  MapTable<T> decoder_, cam_;
-};
-
 template <class T>
 constexpr ScalarType kScalarType = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
 
@@ -237,8 +72,9 @@ LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& t
   const FoldTable<T> fold(table.columns());
   std::vector<double> partial(2 * items);
   std::vector<T> overlap(with_gradient ? items * classes * nodes : 0);
-  Tensor gradient = with_gradient ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
-                                  : torch::stable::new_empty(student, {0}, kScalarType<T>);
+  Tensor gradient = with_gradient
+                        ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
+                        : torch::stable::new_empty(student, {0}, kScalarType<T>);
   Tensor loss = reduction == kNone ? torch::stable::new_empty(student, {images, height, width}, kScalarType<T>)
                                    : torch::stable::new_empty(student, {}, kScalarType<T>);
   Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
@@ -293,7 +129,8 @@ LossResult soft_cross_entropy(const Tensor& logits, const std::optional<Tensor>&
   check_same_classes(logits, target);
   check_pixels(weight, "weight", target.size(0), target.size(2), target.size(3));
   check_pixels(upstream, "upstream", target.size(0), target.size(2), target.size(3));
-  const auto run = is_float64(logits) || is_float64(target) ? soft_cross_entropy_as<double> : soft_cross_entropy_as<float>;
+  const auto run =
+      is_float64(logits) || is_float64(target) ? soft_cross_entropy_as<double> : soft_cross_entropy_as<float>;
   return run(logits, upstream, target, weight, reduction, align_corners, gradient);
 }
 
@@ -331,9 +168,9 @@ LossResult cross_entropy(const Tensor& logits, const std::optional<Tensor>& upst
 
 template <class T>
 LossResult consistency_loss_as(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,
-                               const Tensor& cam, const std::optional<Tensor>& valid, int64_t height,
-                               int64_t width, const FusionOptions& options, double threshold, bool hard,
-                               int64_t reduction, bool gradient) {
+                               const Tensor& cam, const std::optional<Tensor>& valid, int64_t height, int64_t width,
+                               const FusionOptions& options, double threshold, bool hard, int64_t reduction,
+                               bool gradient) {
   const MapTable<T> table(student, height, width, options.align_corners);
   const FusionTable<T> fusion(decoder, cam, height, width, options);
   const BandTable<T> bands(table.rows());
@@ -348,9 +185,9 @@ LossResult consistency_loss_as(const Tensor& student, const std::optional<Tensor
 }
 
 LossResult consistency_loss(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,
-                            const Tensor& cam, const std::optional<Tensor>& valid, int64_t height,
-                            int64_t width, double gamma, double temperature, int64_t norm, double norm_eps,
-                            double threshold, bool hard, int64_t reduction, bool align_corners, bool gradient) {
+                            const Tensor& cam, const std::optional<Tensor>& valid, int64_t height, int64_t width,
+                            double gamma, double temperature, int64_t norm, double norm_eps, double threshold,
+                            bool hard, int64_t reduction, bool align_corners, bool gradient) {
   check_map(student, "student_logits");
   check_map(decoder, "decoder_logits");
   check_map(cam, "cam_logits");
@@ -370,7 +207,8 @@ Tensor fuse_predictions_as(const Tensor& decoder, const Tensor& cam, int64_t hei
                            const FusionOptions& options) {
   constexpr int64_t kBuffer = 1 << 19;  // bytes of a band that stay in the second-level cache
   const FusionTable<T> fusion(decoder, cam, height, width, options);
-  const BandTable<T> bands(fusion.rows(), std::clamp<int64_t>(kBuffer / (decoder.size(1) * width * int64_t(sizeof(T))), 4, 32));
+  const BandTable<T> bands(fusion.rows(),
+                           std::clamp<int64_t>(kBuffer / (decoder.size(1) * width * int64_t(sizeof(T))), 4, 32));
   Tensor label = torch::stable::new_empty(decoder, {decoder.size(0), decoder.size(1), height, width});
   advise_huge_pages(label, label.numel() * (dtype_of(label) == Dtype::f64 ? 8 : dtype_of(label) == Dtype::f32 ? 4 : 2));
   const FuseJob<T> job = {{decoder.size(0), decoder.size(1), height, width, bands.bands()},
@@ -399,9 +237,8 @@ Tensor predict_labels_as(const Tensor& logits, int64_t height, int64_t width, bo
   const BandTable<T> bands(table.rows());
   const ScalarType dtype = logits.size(1) <= 256 ? ScalarType::Byte : ScalarType::Long;
   Tensor labels = torch::stable::new_empty(logits, {logits.size(0), height, width}, dtype);
-  const PredictJob<T> job = {{logits.size(0), logits.size(1), height, width, bands.bands()},
-                             table.map(bands),
-                             labels.mutable_data_ptr()};
+  const PredictJob<T> job = {
+      {logits.size(0), logits.size(1), height, width, bands.bands()}, table.map(bands), labels.mutable_data_ptr()};
   run_items(logits.size(0) * bands.bands().count, kernels<T>().predict_scratch(job), kernels<T>().predict, job);
   return labels;
 }
@@ -410,7 +247,7 @@ Tensor predict_labels(const Tensor& logits, int64_t height, int64_t width, bool 
   check_map(logits, "logits");
   STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
   return (is_float64(logits) ? predict_labels_as<double> : predict_labels_as<float>)(logits, height, width,
-                                                                                      align_corners);
+                                                                                     align_corners);
 }
 
 }  // namespace

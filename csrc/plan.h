@@ -15,10 +15,8 @@ template <class T>
 class AxisTable {
  public:
   AxisTable(int64_t source, int64_t target, bool align_corners)
-      : low_(target),
-        weight_(target),
-        steady_(target),
-        axis_{source, target, low_.data(), weight_.data(), steady_.data(), T(0)} {
+      : low_(target), weight_(target), steady_(target), axis_{source,         target,         low_.data(),
+                                                              weight_.data(), steady_.data(), T(0)} {
     const double step =
         align_corners ? (target > 1 ? double(source - 1) / double(target - 1) : 0.0) : double(source) / double(target);
     bool clamped = true;
@@ -78,8 +76,8 @@ class FoldTable {
       }
       base_.push_back(last - first < 64 ? first : -1);
     }
-    fold_ = {phases,         pitch,       int64_t(extra_.size()), column_.data(), base_.data(), low_.data(),
-             high_.data(), extra_.data()};
+    fold_ = {phases,       pitch,       int64_t(extra_.size()), column_.data(),
+             base_.data(), low_.data(), high_.data(),           extra_.data()};
   }
   FoldTable(const FoldTable&) = delete;
   FoldTable& operator=(const FoldTable&) = delete;

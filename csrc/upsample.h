@@ -4,13 +4,13 @@
 // row to the next it takes one multiplication. The upsampled map itself is recomputed where it is needed.
 #pragma once
 
-#include "vec.h"
+#include "view.h"
 
 namespace psf::PSF_ISA {
 namespace {
 
-constexpr int64_t kAnchor = 8;     // rows after which the sequence starts from an exact exponential again
-constexpr int64_t kShortest = 3;   // rows from which on a sequence is cheaper than one exponential a row
+constexpr int64_t kAnchor = 8;      // rows after which the sequence starts from an exact exponential again
+constexpr int64_t kShortest = 3;    // rows from which on a sequence is cheaper than one exponential a row
 constexpr double kSafeRange = 115;  // of logits / ln 2: one shift keeps every exponential a normal number
 constexpr double kLowest = -1e30;
 constexpr double kLog2e = 1.4426950408889634;
@@ -140,10 +140,10 @@ class StagedMap {
  private:
   const Map<T>& map_;
   const int64_t classes_, pitch_;
-  T* const rows_;                      // [max_rows, C, pitch]
-  Vec<T>*const low_, *const high_;     // [max_rows] while staging
-  Int<T>* const wrong_;                // [max_rows] where not a number
-  T *const lowest_, *const highest_;   // [max_rows]
+  T* const rows_;                     // [max_rows, C, pitch]
+  Vec<T>*const low_, *const high_;    // [max_rows] while staging
+  Int<T>* const wrong_;               // [max_rows] where not a number
+  T *const lowest_, *const highest_;  // [max_rows]
   int64_t first_ = 0;
 };
 
@@ -296,7 +296,8 @@ class Upsampled {
   void exponentials(T step) {
     age_ = 0;
     if (!safe_) {
-      shift_ = max_over<T>(classes_, [&](int64_t c) { return e_[c] = upper_[c] + weight_ * (lower<kEntered>(c) - upper_[c]); });
+      shift_ = max_over<T>(classes_,
+                           [&](int64_t c) { return e_[c] = upper_[c] + weight_ * (lower<kEntered>(c) - upper_[c]); });
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] = exp2(e_[c] - shift_); });
     } else if (kEntered && geometric_) {
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
@@ -322,7 +323,7 @@ class Upsampled {
 
   const StagedMap<T>& staged_;
   const int64_t classes_;
-  Vec<T>*upper_, *lower_;        // [C]
+  Vec<T>*upper_, *lower_;          // [C]
   Vec<T>*const e_, *const ratio_;  // [C]
   Columns<T> columns_;
   const T* next_row_ = nullptr;

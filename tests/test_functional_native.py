@@ -1,5 +1,6 @@
 """What the native kernels promise beyond right values: repeatable, sparing with memory, known to torch."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from targets import on_native_targets
 from test_functional import Case, loss_and_gradient, to_double
 
 from pseudoseg_fast import functional, reference
+from pseudoseg_fast.backends import cpp
 
 ROOT = Path(functional.__file__).resolve().parents[1]
 
@@ -170,6 +172,7 @@ def test_offsets_beyond_32_bits():
 
 def peak_growth(run):
     """Bytes by which the resident memory of this process grows at most while ``run`` runs."""
+    ctypes.CDLL(None).malloc_trim(0)  # so that memory kept from earlier calls is not used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     run()
@@ -209,3 +212,19 @@ def test_no_map_of_the_output_size_is_made():
     eager = functional.consistency_loss
     args, options = calls["consistency_loss"]
     assert peak_growth(lambda: eager(*args, **options, backend="eager")) > full  # the measure can fail
+
+
+def test_without_a_compiler_auto_warns_once_and_runs_eager(monkeypatch, caplog):
+    def fail():
+        raise cpp.build.BuildError("no compiler")
+
+    monkeypatch.setattr(cpp, "_loaded", [])
+    monkeypatch.setattr(cpp.build, "load_cpu", fail)
+    logits = torch.randn(1, 3, 2, 2)
+    for _ in range(2):
+        functional.predict_labels(logits, (4, 4))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "running without native CPU kernels: no compiler"
+    ]
+    with pytest.raises(RuntimeError, match="'cpp' cannot run predict_labels: no compiler"):
+        functional.predict_labels(logits, (4, 4), backend="cpp")
