@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := pseudoseg_fast tests tools bench
+SOURCES := pseudoseg_fast tests tools bench setup.py
+CPP := $(wildcard csrc/*)
 
 .PHONY: train test check format clean
 
@@ -16,10 +17,12 @@ check: $(VENV)/dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
