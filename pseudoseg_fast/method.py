@@ -89,7 +89,9 @@ class MethodConfig:
 def labeled_losses(
     config: MethodConfig, outputs: Outputs, masks: Tensor, image_labels: Tensor
 ) -> dict[str, Tensor]:
-    """Return the weighted L_s, L_sa and, outside image-level mode, L_x of a labelled batch.
+    """Return L_s and, for PseudoSeg, the weighted L_sa and, outside image-level mode, L_x of a labelled batch.
+
+    A supervised run has no use for the classifier and the attention head, and their losses would only cost it accuracy.
 
     Args:
         config: weights and the meaning of resizing.
@@ -99,6 +101,8 @@ def labeled_losses(
     """
     align_corners = config.align_corners
     losses = {"L_s": functional.cross_entropy(outputs.decoder_logits, masks, align_corners=align_corners)}
+    if config.name == "supervised":
+        return losses
     if outputs.sgc_logits is not None and config.weight_sa:
         attention = functional.cross_entropy(outputs.sgc_logits, masks, align_corners=align_corners)
         losses["L_sa"] = config.weight_sa * attention

@@ -423,7 +423,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
     try:
         return train(config)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
 
