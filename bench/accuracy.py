@@ -68,8 +68,8 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str,
     common = grid.get("common", "")
     cells = [
         Cell(path.stem, name, seed, f"{common} {options}".strip())
-        for seed in grid["seeds"]
         for name, options in grid["runs"].items()
+        for seed in grid["seeds"]
     ]
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []

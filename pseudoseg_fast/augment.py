@@ -38,8 +38,11 @@ class RandomScale(v2.Transform):
         return {"size": [max(1, round(height * scale)), max(1, round(width * scale))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize one input to the drawn size."""
-        return self._call_kernel(tvf.resize, inpt, size=params["size"], antialias=True)
+        """Resize one input to the drawn size; a mask's pixels keep their centres, as the picture's do."""
+        if isinstance(inpt, tv_tensors.Mask):
+            exact = v2.InterpolationMode.NEAREST_EXACT
+            return tv_tensors.wrap(tvf.resize(inpt.as_subclass(Tensor), params["size"], exact), like=inpt)
+        return tvf.resize(inpt, params["size"], antialias=True)
 
 
 class WeakView:
@@ -66,6 +69,7 @@ class WeakView:
     ) -> None:
         if crop_size < 1:
             raise ValueError(f"crop_size must be at least 1 pixel, got {crop_size}")
+        self.crop_size = crop_size
         self.mean_pixel = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
         fill: dict[Any, Any] = {tv_tensors.Image: self.mean_pixel.tolist(), tv_tensors.Mask: IGNORE_INDEX}
         extra = -crop_size % stride
@@ -121,7 +125,8 @@ class WeakStrongViews:
         """Return ``weak``, ``strong`` and ``valid`` of one random geometry."""
         view = self.weak(image)
         valid = view["valid"]
-        valid &= ~random_square(valid.shape[-2:], self.cutout)
+        crop = valid[: self.weak.crop_size, : self.weak.crop_size]
+        crop &= ~random_square(crop.shape, self.cutout)
         mean_pixel = self.weak.mean_pixel[:, None, None]
         strong = torch.where(valid, self.jitter(view["image"]), mean_pixel)
         return {"weak": view["image"], "strong": strong, "valid": valid}

@@ -87,9 +87,9 @@ class MethodConfig:
 
 
 def labeled_losses(
-    config: MethodConfig, outputs: Outputs, masks: Tensor, image_labels: Tensor
+    config: MethodConfig, outputs: Outputs, masks: Tensor, image_labels: Tensor, *, tagged: bool = False
 ) -> dict[str, Tensor]:
-    """Return L_s and, for PseudoSeg, the weighted L_sa and, outside image-level mode, L_x of a labelled batch.
+    """Return L_s and, for PseudoSeg, the weighted L_sa and L_x of a labelled batch.
 
     A supervised run has no use for the classifier and the attention head, and their losses would only cost it accuracy.
 
@@ -98,6 +98,7 @@ def labeled_losses(
         outputs: of the weak view, with SGC logits unless ``weight_sa`` is 0.
         masks: [B, H, W] uint8 or int64 class ids, 255 = ignore.
         image_labels: [B, K] float, 1 for the classes in the mask.
+        tagged: the step has an unlabelled batch with tags, which takes this one's place in L_x.
     """
     align_corners = config.align_corners
     losses = {"L_s": functional.cross_entropy(outputs.decoder_logits, masks, align_corners=align_corners)}
@@ -106,7 +107,7 @@ def labeled_losses(
     if outputs.sgc_logits is not None and config.weight_sa:
         attention = functional.cross_entropy(outputs.sgc_logits, masks, align_corners=align_corners)
         losses["L_sa"] = config.weight_sa * attention
-    if not config.image_labels and config.weight_x:
+    if config.weight_x and not tagged:
         losses["L_x"] = config.weight_x * classification_loss(outputs.class_logits, image_labels)
     return losses
 

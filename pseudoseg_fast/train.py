@@ -202,7 +202,8 @@ class Trainer:
             image_labels=image_labels,
             valid=labeled["valid"].to(device),
         )
-        losses = labeled_losses(method, outputs, masks, image_labels)
+        tagged = unlabeled is not None and method.image_labels
+        losses = labeled_losses(method, outputs, masks, image_labels, tagged=tagged)
         if unlabeled is not None:
             valid = unlabeled["valid"].to(device)
             tags = unlabeled["tags"].to(device) if method.image_labels else None

@@ -47,6 +47,15 @@ def test_crop_is_padded_to_a_multiple_of_the_stride():
     assert (out["mask"][33:] == 255).all()
 
 
+@pytest.mark.parametrize("scale", [0.75, 1.25, 1.5], ids=str)
+def test_masks_keep_their_place_when_scaled(scale):
+    """On a ramp whose mask is the ramp itself, the two differ by rounding to either side, never by a shift."""
+    ramp = torch.arange(0, 240, 2, dtype=torch.uint8)[:, None].expand(120, 120)
+    view = WeakView(round(120 * scale), scales=(scale,))(ramp.expand(3, -1, -1), ramp)
+    shift = (view["mask"].float() - view["image"][0].float())[4:-4].mean()
+    assert abs(shift) < 0.6
+
+
 def test_every_scale_is_drawn_and_masks_are_never_blended():
     image, mask = coordinates(64, 64)
     view = WeakView(128, scales=(0.5, 1.0, 2.0))
@@ -85,6 +94,16 @@ def test_cutout_scales_with_the_crop(crop, side):
     rows, columns = torch.where(square)
     assert square.sum() == side * side
     assert rows.max() - rows.min() == columns.max() - columns.min() == side - 1
+
+
+def test_cutout_keeps_to_the_crop_when_the_view_is_padded():
+    image, _ = coordinates(100, 100)
+    views = WeakStrongViews(WeakView(33, stride=16, scales=(1.0,)), cutout=1.0)
+    assert not views(image)["valid"].any()
+    views = WeakStrongViews(WeakView(33, stride=16, scales=(1.0,)), cutout=0.3)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert views(image)["valid"].sum() == 33 * 33 - 10 * 10
 
 
 def test_cutout_is_invalid():

@@ -131,7 +131,7 @@ def test_labeled_losses(align_corners):
         ({"name": "supervised"}, True, {"L_s"}),
         ({"weight_sa": 0.0}, True, {"L_s", "L_x"}),
         ({"weight_x": 0.0}, True, {"L_s", "L_sa"}),
-        ({"image_labels": True}, True, {"L_s", "L_sa"}),
+        ({"image_labels": True}, True, {"L_s", "L_sa", "L_x"}),
     ],
     ids=str,
 )
