@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pseudoseg_fast.augment import IGNORE_INDEX
+from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.evaluate import Scores, group_by_size
 from pseudoseg_fast.loaders import read_data, val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label

@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-IGNORE_INDEX = 255
+from pseudoseg_fast.data.read import IGNORE_INDEX
+
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 COLOR_JITTER = (0.5, 0.5, 0.5, 0.25)
 CUTOUT = 100 / 513

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -34,6 +35,7 @@ class DataConfig:
         classes: file of class names, one a line, in the order of their ids in the masks.
         tags: CSV file "image,tags" with tags separated by ";", for method.image_labels.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
+        ignore_index: id of pixels without a label in the masks.
         short_side: resize pictures so that their shorter side has this many pixels, before all else.
         crop_size: side of the training crops in pixels.
         scales: factors of the random scale.
@@ -50,6 +52,7 @@ class DataConfig:
     unlabeled: str | None = None
     tags: str | None = None
     background: Literal["auto"] | int | None = "auto"
+    ignore_index: int = 255
     short_side: int | None = None
     crop_size: int = 513
     scales: tuple[float, ...] = augment.SCALES
@@ -186,6 +189,14 @@ class Config:
             raise ValueError(
                 "method.image_labels needs tags of the unlabelled pictures: give --data.tags FILE"
             )
+
+
+def choose_accelerator(name: str) -> str:
+    """Return the accelerator that ``name`` means to Fabric; "auto" is cuda where there is one, else the CPU.
+
+    Apple's MPS is left out: it has no float64, which scores and the mean of squares are computed in.
+    """
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def presets() -> list[str]:

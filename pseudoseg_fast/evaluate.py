@@ -15,9 +15,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.augment import IGNORE_INDEX
-from pseudoseg_fast.config import DataConfig, Parser, to_dict
+from pseudoseg_fast.config import DataConfig, Parser, choose_accelerator, to_dict
 from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.loaders import read_data, val_loader
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
@@ -105,8 +105,8 @@ def predict(
 ) -> Tensor:
     """Return class ids [B, *size] for uint8 images [B, 3, H, W] of any size.
 
-    The images are padded to the network's stride and the labels, made at the padded size, are cut back: exact, since
-    every logit keeps its place.
+    The images are padded to the network's stride and the labels, made at the padded size, are cut back, so that every
+    logit keeps its place; where ``size`` is not that of the images, to half a pixel.
     """
     height, width = images.shape[-2:]
     padded, _ = network.pad(images)
@@ -158,7 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"data.classes names {len(data.classes)} classes, the checkpoint has {len(state['classes'])}: "
                 + ", ".join(state["classes"])
             )
-        fabric = Fabric(accelerator=options.accelerator, devices=1, precision=config.run.precision)
+        fabric = Fabric(
+            accelerator=choose_accelerator(options.accelerator), devices=1, precision=config.run.precision
+        )
         network.to(fabric.device).to(memory_format=torch.channels_last)
         with fabric.autocast():
             loader = val_loader(options.data, data, config.model.in_channels)

@@ -82,7 +82,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
             f"{config.tags} tags no picture of {config.unlabeled}: its names must be those of the list, such as "
             f"{data.unlabeled[0].name}, got {next(iter(data.tags))}"
         )
-    check_masks([*data.labeled, *data.val], len(classes))
+    check_masks([*data.labeled, *data.val], len(classes), config.ignore_index)
     return data
 
 
@@ -154,6 +154,7 @@ def _train_loader(
         views,
         short_side=config.data.short_side,
         in_channels=config.model.in_channels,
+        ignore_index=config.data.ignore_index,
         cache=config.data.cache,
         on_corrupt="skip",
     )
@@ -188,6 +189,7 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
         len(data.classes),
         ResizeShortSide(config.short_side),
         in_channels=in_channels,
+        ignore_index=config.ignore_index,
     )
     return DataLoader(
         dataset,

@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.sgc import resize_valid
 
 
 @dataclass
@@ -217,13 +218,6 @@ def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
     labels = torch.where(known, image_labels, 0.0)
     losses = binary_cross_entropy_with_logits(class_logits.float(), labels, reduction="none")
     return (losses * known).sum() / known.sum().clamp(min=1)
-
-
-def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a bool map [B, H, W] to ``size`` by the nearest pixel."""
-    if tuple(valid.shape[-2:]) == size:
-        return valid
-    return interpolate(valid[:, None].to(torch.uint8), size=size, mode="nearest-exact")[:, 0].bool()
 
 
 class Teacher:

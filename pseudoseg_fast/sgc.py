@@ -153,7 +153,7 @@ class SGC(nn.Module):
         if cam.shape != expected:
             raise ValueError(f"cam must be {list(expected)}, got {list(cam.shape)}")
         query, key = self.tokens(hypercolumn)
-        mask = None if valid is None else downsample_valid(valid, cam.shape[-2:]).flatten(1)
+        mask = None if valid is None else resize_valid(valid, cam.shape[-2:]).flatten(1)
         dtype = cam.dtype
         refined = functional.refine_cam(query, key, cam.detach().flatten(2).mT, mask=mask)  # [B, L, K]
         if self.background is not None:
@@ -165,8 +165,8 @@ class SGC(nn.Module):
         return logits.mT.unflatten(2, cam.shape[-2:])
 
 
-def downsample_valid(valid: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize a map of real pixels [B, H, W], bool, to a feature map's size by the pixel nearest to each centre."""
+def resize_valid(valid: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize a bool map [B, H, W] by the pixel nearest to each centre."""
     if valid.dtype != torch.bool:
         raise TypeError(f"valid must be bool, got {valid.dtype}")
     if valid.dim() != 3:

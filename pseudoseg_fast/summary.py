@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as tvf
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.evaluate import Scores, evaluate
-from pseudoseg_fast.loaders import DEMO, Data, val_loader
+from pseudoseg_fast.loaders import DEMO, val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.visualize import Pixels
@@ -31,9 +31,25 @@ SUMMARY_FILES = ("samples.png", "map.png", "result.json")
 
 def write_summary(trainer: Trainer, folder: Path) -> None:
     """Print the scores of a finished run and write ``samples.png``, ``result.json`` and, for the demo, ``map.png``."""
-    config, data, scores, best = trainer.config, trainer.data, trainer.scores, trainer.best
+    scores, best = trainer.scores, trainer.best
     if scores is None or best is None:
         raise RuntimeError("a summary needs scores: call it after the last step has been evaluated")
+    result = {
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+        "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
+        "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print(describe(scores, best, trainer.seconds))
+    written = {**draw(trainer, folder), "checkpoints": trainer.checkpoints, "run": folder}
+    for name, path in written.items():
+        print(f"{name + ':':<13} {path}")
+
+
+def draw(trainer: Trainer, folder: Path) -> dict[str, Path]:
+    """Write the pictures of a run; return their names and paths."""
+    config, data = trainer.config, trainer.data
     colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
     if config.data.root != DEMO:
         # The map alone shows all val pictures; the predictions of a large set would fill the memory.
@@ -45,24 +61,22 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
 
     loader = val_loader(config.data, data, config.model.in_channels)
     evaluate(trainer.evaluated, loader, data.classes, align_corners=config.method.align_corners, watch=keep)
-    samples = folder / "samples.png"
-    draw_samples(trainer.evaluated, config.method, data, loader, predictions, colors).save(samples)
-    written = {"pictures": samples}
+    written = {"pictures": folder / "samples.png"}
+    samples = [loader.dataset[index] for index in spread(len(data.val))]
+    draw_samples(
+        trainer.evaluated.eval(),
+        config.method,
+        samples,
+        2 * config.data.crop_size,
+        predictions,
+        data.classes,
+        colors,
+    ).save(written["pictures"])
     if config.data.root == DEMO:
         written["map"] = folder / "map.png"
-        visualize.tile_map(
-            data.val, predictions, [*data.labeled, *data.unlabeled], data.classes, colors
-        ).save(written["map"])
-    result = {
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds, 1),
-        "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
-        "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
-    }
-    (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(describe(scores, best, trainer.seconds))
-    for name, path in {**written, "checkpoints": trainer.checkpoints, "run": folder}.items():
-        print(f"{name + ':':<13} {path}")
+        others = [*data.labeled, *data.unlabeled]
+        visualize.tile_map(data.val, predictions, others, data.classes, colors).save(written["map"])
+    return written
 
 
 def known(score: float) -> float | None:
@@ -83,28 +97,38 @@ def describe(scores: Scores, best: dict[str, Any], seconds: float) -> str:
 def draw_samples(
     network: Network,
     method: MethodConfig,
-    data: Data,
-    loader: DataLoader[Any],
+    samples: Sequence[dict[str, Any]],
+    long_side: int,
     predictions: dict[str, Pixels],
+    classes: Sequence[str],
     colors: Pixels,
 ) -> Image.Image:
-    """Draw input, truth, pseudo label and prediction of a few val pictures, evenly spread over the list.
+    """Draw input, truth, pseudo label and prediction of a few pictures.
 
     The pseudo label is what these pictures, had they been an unlabelled batch, would have taught: decoder and SGC fused
     and sharpened, its most likely class, paler where it is less sure. A supervised run has no SGC: the decoder alone.
+
+    Args:
+        network: in evaluation mode.
+        method: how the pseudo label is made.
+        samples: with ``image``, ``mask`` and ``name``.
+        long_side: pictures are reduced to it for the pseudo label, whose attention is between all pairs of positions.
+        predictions: class ids by name.
+        classes: names.
+        colors: uint8 [C, 3].
     """
     if method.name == "supervised":
         method = dataclasses.replace(method, gamma=1.0)
-    samples = [loader.dataset[index] for index in spread(len(data.val))]
-    images, valid = network.pad(*stack([sample["image"] for sample in samples], network.mean))
+    images = [reduce(sample["image"], long_side) for sample in samples]
+    stacked, valid = network.pad(*stack(images, network.mean))
     device = next(network.parameters()).device
-    outputs = network.eval()(images.to(device), sgc=True, valid=valid.to(device))
-    height, width = images.shape[-2:]
-    label = pseudo_label(method, outputs, (height, width))
+    outputs = network(stacked.to(device), sgc=True, valid=valid.to(device))
+    height, width = stacked.shape[-2:]
+    confidences, ids = pseudo_label(method, outputs, (height, width)).float().cpu().max(1)
     rows = []
-    for sample, (confidence, ids) in zip(samples, zip(*label.cpu().max(1), strict=True), strict=True):
-        height, width = sample["image"].shape[-2:]
-        guess = visualize.colorize(ids[:height, :width].to(torch.uint8).numpy(), colors)
+    for sample, image, confidence, labels in zip(samples, images, confidences, ids, strict=True):
+        height, width = image.shape[-2:]
+        guess = visualize.colorize(labels[:height, :width].to(torch.uint8).numpy(), colors)
         opacity = confidence[:height, :width, None].numpy()
         rows.append(
             [
@@ -114,7 +138,15 @@ def draw_samples(
                 visualize.colorize(predictions[sample["name"]], colors),
             ]
         )
-    return visualize.grid(rows, ["input", "truth", "pseudo label", "prediction"], data.classes, colors)
+    return visualize.grid(rows, ["input", "truth", "pseudo label", "prediction"], classes, colors)
+
+
+def reduce(image: Tensor, long_side: int) -> Tensor:
+    """Resize an image [C, H, W] so that its longer side has at most ``long_side`` pixels."""
+    height, width = image.shape[-2:]
+    scale = min(1.0, long_side / max(height, width))
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    return image if scale == 1 else tvf.resize(image, size, antialias=True)
 
 
 def spread(total: int) -> list[int]:

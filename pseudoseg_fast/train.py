@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, choose_accelerator, parse_config, to_dict
 from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
@@ -38,6 +38,11 @@ from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rat
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.summary import SUMMARY_FILES, write_summary
 
+FREE_ON_RESUME = {
+    *("data.root", "data.workers", "data.cache"),
+    *("run.dir", "run.resume", "run.overwrite", "run.accelerator"),
+    *("run.eval_every", "run.checkpoint_every", "run.log_every"),
+}
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -82,7 +87,7 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
         self.fabric = Fabric(
-            accelerator=config.run.accelerator,
+            accelerator=choose_accelerator(config.run.accelerator),
             devices=1,
             precision=config.run.precision,
             loggers=[self.csv_log, TensorBoardLogger(folder, name="", version="log")],
@@ -120,7 +125,8 @@ class Trainer:
         return (
             f"{self.config.method.name} on {len(data.labeled)} labelled and {len(data.unlabeled)} unlabelled pictures, "
             f"{len(data.val)} for validation, from {data.root}\n"
-            f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
+            + (f"{len(data.tags)} pictures have tags\n" if data.tags else "")
+            + f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
             f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}"
         )
 
@@ -153,7 +159,8 @@ class Trainer:
                 self.seconds = time.monotonic() - started
                 bar.update()
                 finished = self.step == steps
-                if self.step % run.log_every == 0 or finished or stop.received:
+                due = self.step % run.eval_every == 0 or self.step % run.checkpoint_every == 0
+                if due or self.step % run.log_every == 0 or finished or stop.received:
                     values = meter.read()
                     self.check_finite(values)
                     self.fabric.log_dict(
@@ -259,6 +266,7 @@ class Trainer:
                 "model": self.network.state_dict(),
                 "teacher": self.teacher.model.state_dict() if self.teacher else None,
                 "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
@@ -274,9 +282,9 @@ class Trainer:
         ours = to_dict(self.config)
         differences = [
             f"{group}.{name}: {value} there, {ours[group].get(name)} here"
-            for group in ("model", "method", "optim")
+            for group in ("data", "model", "method", "optim", "run")
             for name, value in state["config"][group].items()
-            if value != ours[group].get(name)
+            if f"{group}.{name}" not in FREE_ON_RESUME and value != ours[group].get(name)
         ]
         if differences or state["classes"] != self.data.classes:
             differences = differences or [f"classes: {state['classes']} there, {self.data.classes} here"]
@@ -290,6 +298,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
         self.best = state["best"]
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -412,7 +421,8 @@ def train(config: Config) -> int:
             f"  python -m pseudoseg_fast.train --config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
         )
         return INTERRUPTED
-    write_summary(trainer, folder)
+    with trainer.fabric.autocast():
+        write_summary(trainer, folder)
     return 0
 
 

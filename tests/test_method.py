@@ -15,10 +15,10 @@ from pseudoseg_fast.method import (
     cut_mix,
     labeled_losses,
     pseudo_label,
-    resize_valid,
     unlabeled_losses,
 )
 from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.sgc import resize_valid
 
 BATCH, CLASSES, FOREGROUND = 2, 3, 2
 CROP = (13, 17)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.sgc import SGC, class_activation_map, downsample_valid, image_labels_from_mask
+from pseudoseg_fast.sgc import SGC, class_activation_map, image_labels_from_mask, resize_valid
 
 BACKGROUNDS = [pytest.param(b, id=f"background-{b}") for b in (0, 2, None)]
 
@@ -69,7 +69,7 @@ def test_logits_fuse_to_what_pseudo_label_makes(background):
         projection=head.projection,
         shift=head.shift,
         background=background is not None,
-        mask=downsample_valid(valid, size).flatten(1),
+        mask=resize_valid(valid, size).flatten(1),
     )
     torch.testing.assert_close(fused, expected)
 
@@ -116,7 +116,7 @@ def test_inputs_of_the_head_get_no_gradient_and_its_weights_do():
 def test_a_position_is_valid_if_the_pixel_at_its_centre_is():
     valid = torch.zeros(1, 6, 9, dtype=torch.bool)
     valid[0, 4, 1] = valid[0, 1, 7] = True
-    assert downsample_valid(valid, (2, 3)).tolist() == [[[False, False, True], [True, False, False]]]
+    assert resize_valid(valid, (2, 3)).tolist() == [[[False, False, True], [True, False, False]]]
 
 
 @pytest.mark.parametrize(
