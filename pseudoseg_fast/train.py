@@ -286,8 +286,9 @@ class Trainer:
             for name, value in state["config"][group].items()
             if f"{group}.{name}" not in FREE_ON_RESUME and value != ours[group].get(name)
         ]
-        if differences or state["classes"] != self.data.classes:
-            differences = differences or [f"classes: {state['classes']} there, {self.data.classes} here"]
+        if state["classes"] != self.data.classes:
+            differences.append(f"classes: {state['classes']} there, {self.data.classes} here")
+        if differences:
             raise ValueError(
                 f"{path} is of a run with another configuration; resume with the same one "
                 f"({path.parent.parent / 'config.yaml'}), or start anew:\n  " + "\n  ".join(differences)
