@@ -96,9 +96,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Return "mean ± standard deviation"."""
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+    """Return "mean ± standard deviation", or the value alone where there is one."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:
