@@ -5,7 +5,8 @@ Maps are bilinearly resized inside, with the meaning of ``align_corners`` in ``t
 
 Dtypes: float32, float16, bfloat16 or float64, mixed as you like. Arithmetic is done in float64 when an argument is
 float64, otherwise in float32; losses come back in that dtype, maps in the dtype of the map that they are made of.
-A logit of ``-inf`` rules its class out; NaN stays NaN.
+A logit of ``-inf`` rules its class out of losses and predictions; the norms of a fusion need finite logits, but for
+``"none"``. NaN logits have no defined result.
 
 ``backend`` is ``"auto"`` or the name of one; a forced backend that cannot run raises a RuntimeError that says why.
 """
