@@ -1,7 +1,8 @@
-"""Time forward and backward of every function: eager, torch.compile of the same, and the C++ kernels.
+"""Time forward and backward of every function: eager, torch.compile of the same, and this project's kernels.
 
 python -m pytest bench/bench_functional.py --threads 2 --benchmark-json bench/results/functional_cpu.json
 -k voc_full chooses a size; see SIZES. A benchmark first checks its results against eager and fails if they differ.
+With --device cuda one timing is of INPUT_SETS calls on different tensors, so that none is found in the cache.
 """
 
 import ctypes
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from pseudoseg_fast import functional
+
+Run = Callable[..., Tensor]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Size(NamedTuple):
@@ -27,52 +32,100 @@ class Size(NamedTuple):
     label: int
 
 
-SIZES = {
+CPU_SIZES = {
     "voc_label": Size(4, 21, 129, 33, 129),  # the official label size is the decoder's
     "voc_full": Size(4, 21, 129, 33, 513),
     "coco_full": Size(2, 81, 129, 33, 513),
     "cityscapes": Size(2, 19, 192, 48, 768),
     "ade": Size(1, 150, 128, 32, 512),
-    "demo": Size(8, 6, 24, 6, 96),
+    "demo_label": Size(8, 6, 32, 8, 32),
+    "demo_full": Size(8, 6, 32, 8, 128),
 }
-FUNCTIONS = ("consistency_loss", "cross_entropy", "soft_cross_entropy", "fuse_predictions", "predict_labels")
-IMPLEMENTATIONS = ("eager", "compile", "cpp")
+CUDA_SIZES = {
+    "gpu_voc_label": Size(8, 21, 129, 33, 129),
+    "gpu_voc_full": Size(8, 21, 129, 33, 513),
+    "gpu_coco_full": Size(4, 81, 130, 33, 518),
+    "gpu_ade": Size(2, 150, 128, 32, 512),
+    "gpu_attention_65": Size(16, 21, 257, 65, 257),
+    "gpu_attention_129": Size(16, 21, 513, 129, 513),
+}
+SIZES = CPU_SIZES | CUDA_SIZES
+LOSSES = ("consistency_loss", "cross_entropy", "soft_cross_entropy")
+FUNCTIONS = (*LOSSES, "fuse_predictions", "predict_labels", "refine_cam", "pseudo_label")
+IMPLEMENTATIONS = ("eager", "compile", "attention", "native")
+ATTENTION_DIM = 128
+INPUT_SETS = 4
 
 
-def call(function: str, size: Size) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
-    """Return a function with its arguments; a loss has its differentiable argument first."""
-    torch.manual_seed(0)
-    student, decoder = (3 * torch.randn(size.images, size.classes, size.decoder, size.decoder) for _ in "ab")
-    cam = 3 * torch.randn(size.images, size.classes, size.cam, size.cam)
+def backend(function: str, device: str) -> str | None:
+    """Return which backend has a kernel for a function on a device."""
+    if device == "cpu":
+        return None if function in ("refine_cam", "pseudo_label") else "cpp"
+    return "triton" if function in ("fuse_predictions", "refine_cam", "pseudo_label") else "cuda"
+
+
+def arguments(function: str, size: Size, device: str) -> Arguments:
+    """Return arguments of a function; one that is differentiable has those that it is differentiable in first."""
+    student, decoder = (
+        3 * torch.randn(size.images, size.classes, size.decoder, size.decoder, device=device) for _ in "ab"
+    )
+    maps = torch.randn(size.images, size.classes, size.cam, size.cam, device=device)
     label = (size.label, size.label)
-    student.requires_grad_(function.endswith(("entropy", "loss")))
-    arguments: tuple[Any, ...]
-    options: dict[str, Any] = {}
+    if function in LOSSES:
+        student.requires_grad_()
     if function == "consistency_loss":
-        arguments, options = (student, decoder, cam), {"size": label}
-    elif function == "cross_entropy":
-        arguments = (student, torch.randint(0, size.classes, (size.images, *label)))
-    elif function == "soft_cross_entropy":
-        arguments = (student, torch.randn(size.images, size.classes, *label).softmax(1))
-    elif function == "fuse_predictions":
-        arguments, options = (decoder, cam), {"size": label}
-    else:
-        arguments = (student, label)
-    return getattr(functional, function), arguments, options
+        return (student, decoder, 3 * maps), {"size": label}
+    if function == "cross_entropy":
+        return (student, torch.randint(0, size.classes, (size.images, *label), device=device)), {}
+    if function == "soft_cross_entropy":
+        target = torch.randn(size.images, size.classes, *label, device=device).softmax(1)
+        return (student, target), {}
+    if function == "fuse_predictions":
+        return (decoder, 3 * maps), {"size": label}
+    if function == "predict_labels":
+        return (student, label), {}
+    query, key = (torch.randn(size.images, size.cam**2, ATTENTION_DIM, device=device) for _ in "ab")
+    if function == "refine_cam":
+        cam = maps[:, 1:].sigmoid().flatten(2).mT.contiguous()
+        return tuple(tensor.requires_grad_() for tensor in (query, key, cam)), {}
+    head = {
+        "projection": torch.eye(size.classes, device=device),
+        "shift": torch.zeros(size.classes, device=device),
+    }
+    return (query, key, maps[:, 1:].sigmoid(), decoder), {**head, "background": True, "size": label}
 
 
-def step(
-    run: Callable[..., Tensor], arguments: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[Tensor, ...]:
-    """Run forward and, for a loss, backward."""
-    result = run(*arguments, **options)
+def attention(query: Tensor, key: Tensor, cam: Tensor) -> Tensor:
+    """Refine by PyTorch's own fused attention, which never stores the scores either."""
+    return cam + scaled_dot_product_attention(query[:, None], key[:, None], cam[:, None])[:, 0]
+
+
+def step(run: Run, given: Arguments) -> tuple[Tensor, ...]:
+    """Run forward and, where there is one, backward."""
+    result = run(*given[0], **given[1])
     if not result.requires_grad:
         return (result,)
-    return result.detach(), *torch.autograd.grad(result, arguments[0])
+    inputs = [value for value in given[0] if isinstance(value, Tensor) and value.requires_grad]
+    return result.detach(), *torch.autograd.grad(result, inputs, torch.ones_like(result))
 
 
-def extra_bytes(run: Callable[[], tuple[Tensor, ...]]) -> int:
-    """Return the growth of this process's resident memory at its peak, without what the function returns."""
+def steps(run: Run, sets: list[Arguments]) -> None:
+    """Run on each set of arguments and wait for the last."""
+    for given in sets:
+        step(run, given)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def extra_bytes(run: Callable[[], tuple[Tensor, ...]], device: str) -> int:
+    """Return the growth of memory at its peak, without what the function returns: resident on the CPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results = run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before - sum(tensor.nbytes for tensor in results)
     ctypes.CDLL(None).malloc_trim(0)  # so that memory kept from earlier calls is not used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _resident("VmRSS")
@@ -94,16 +147,32 @@ def _fresh_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("size", SIZES)
-def test_function(benchmark: Any, size: str, function: str, implementation: str) -> None:
+def test_function(benchmark: Any, device: str, size: str, function: str, implementation: str) -> None:
     """Check one implementation against eager, measure its memory, then time it."""
-    run, arguments, options = call(function, SIZES[size])
+    if (size in CUDA_SIZES) != (device == "cuda"):
+        pytest.skip(f"{size} is not a size for {device}")
+    run = getattr(functional, function)
     eager = functools.partial(run, backend="eager")
-    expected = step(eager, arguments, options)
-    if implementation == "compile":
-        chosen = torch.compile(eager, fullgraph=True)
+    chosen: Run
+    if implementation == "eager":
+        chosen = eager
+    elif implementation == "compile":
+        chosen = torch.compile(
+            eager, fullgraph=True, mode="max-autotune-no-cudagraphs" if device == "cuda" else None
+        )
+    elif implementation == "attention":
+        if function != "refine_cam":
+            pytest.skip("PyTorch has a fused attention, and nothing fused for the others")
+        chosen = attention
+    elif (name := backend(function, device)) is None:
+        pytest.skip(f"{function} has no kernel on {device}")
     else:
-        chosen = functools.partial(run, backend=implementation)
-    actual = step(chosen, arguments, options)
+        chosen = functools.partial(run, backend=name)
+
+    torch.manual_seed(0)
+    sets = [arguments(function, SIZES[size], device) for _ in range(INPUT_SETS if device == "cuda" else 1)]
+    expected = step(eager, sets[0])
+    actual = step(chosen, sets[0])
     for one, other in zip(actual, expected, strict=True):
         if one.is_floating_point():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
@@ -112,11 +181,13 @@ def test_function(benchmark: Any, size: str, function: str, implementation: str)
     del actual, expected
     benchmark.group = f"{size} {function}"
     benchmark.extra_info.update(
+        device=device,
         size=size,
-        shape=SIZES[size]._asdict(),
+        shape={**SIZES[size]._asdict(), "attention_dim": ATTENTION_DIM},
         function=function,
         implementation=implementation,
-        extra_bytes=extra_bytes(lambda: step(chosen, arguments, options)),
+        calls=len(sets),
+        extra_bytes=extra_bytes(lambda: step(chosen, sets[0]), device),
     )
-    rounds = 30 if implementation == "cpp" else 3
-    benchmark.pedantic(step, (chosen, arguments, options), rounds=rounds, warmup_rounds=1)
+    rounds = 30 if implementation == "native" or device == "cuda" else 3
+    benchmark.pedantic(steps, (chosen, sets), rounds=rounds, warmup_rounds=1)

@@ -1,19 +1,35 @@
 """Compare the implementations of each benchmark: ratios and memory, printed and stored with the timings."""
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
+from bench import floors
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the number of threads be chosen."""
+    """Let device and number of threads be chosen."""
     parser.addoption("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where functions run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the number of threads."""
     torch.set_num_threads(config.getoption("--threads"))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the device that --device names."""
+    return str(request.config.getoption("--device"))
+
+
+@functools.cache
+def rates() -> dict[str, float]:
+    """Return the machine's rates, measured once, when the benchmarks are done."""
+    return floors.measure_rates()
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -34,39 +50,60 @@ def pytest_benchmark_update_json(
 ) -> None:
     """Add the comparison and drop the single timings."""
     output_json["comparison"] = comparison(output_json["benchmarks"])
+    output_json["steps"] = step_shares(output_json["benchmarks"])
+    output_json["machine_info"]["rates"] = rates()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the comparison."""
+    """Print the comparisons."""
     session = getattr(config, "_benchmarksession", None)
     if session is None:
         return
-    rows = comparison(
-        [bench.as_dict(include_data=False) for bench in session.benchmarks if not bench.has_error]
-    )
-    if not rows:
-        return
-    terminalreporter.section("native against the faster of eager and torch.compile, minimum times")
-    head = [
-        "size",
-        "function",
-        "eager ms",
-        "compile ms",
-        "cpp ms",
-        "ratio",
-        "eager MiB",
-        "compile MiB",
-        "cpp MiB",
-    ]
-    terminalreporter.write_line(("{:<18}{:<20}" + "{:>12}" * 7).format(*head))
-    for row in rows:
-        cells = [row["size"], row["function"]]
-        cells += [_number(row["milliseconds"].get(name)) for name in ("eager", "compile", "cpp")]
-        cells.append(_number(row["ratio"]))
-        cells += [_number(row["extra_mebibytes"].get(name)) for name in ("eager", "compile", "cpp")]
-        terminalreporter.write_line(("{:<18}{:<20}" + "{:>12}" * 7).format(*cells))
+    done = [bench.as_dict(include_data=False) for bench in session.benchmarks if not bench.has_error]
+    if rows := comparison(done):
+        terminalreporter.section("median ms; ratio to the faster of eager and compile; peak extra MiB")
+        lines = []
+        for row in rows:
+            times, memory = row["milliseconds"], row["extra_mebibytes"]
+            cells = {name: times.get(name) for name in ("eager", "compile", "attention", "native")}
+            cells |= {"ratio": row["ratio"], "floor": row["floor_milliseconds"]}
+            cells |= {f"{name} MiB": memory.get(name) for name in ("eager", "compile", "native")}
+            lines.append({"size": row["size"], "function": row["function"], **cells})
+        write_table(terminalreporter, lines)
+    if rows := step_shares(done):
+        terminalreporter.section("median ms of a step and of its loss path")
+        write_table(terminalreporter, rows)
+
+
+def write_table(terminalreporter: Any, rows: list[dict[str, Any]]) -> None:
+    """Print rows of one kind: strings to the left, numbers to the right."""
+    for row in [{name: name for name in rows[0]}, *rows]:
+        cells = (
+            f"{row[name]:<20}" if isinstance(rows[0][name], str) else f"{_number(row[name]):>12}"
+            for name in row
+        )
+        terminalreporter.write_line("".join(cells))
+
+
+def step_shares(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each kind of training step and backend: milliseconds, pictures/s, share of the loss path."""
+    rows = []
+    for benchmark in benchmarks:
+        info, median = benchmark["extra_info"], benchmark["stats"]["median"]
+        if "loss_path_seconds" in info:
+            rows.append(
+                {
+                    "run": info["run"],
+                    "backend": info["backend"],
+                    "step ms": 1e3 * median,
+                    "losses ms": 1e3 * info["loss_path_seconds"],
+                    "share %": 100 * info["loss_path_seconds"] / median,
+                    "images/s": info["images"] / median,
+                }
+            )
+    return rows
 
 
 def comparison(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -74,18 +111,28 @@ def comparison(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for benchmark in benchmarks:
         info = benchmark["extra_info"]
-        key = info["size"], info["function"]
+        if "function" not in info:
+            continue
         row = rows.setdefault(
-            key, {"size": key[0], "function": key[1], "milliseconds": {}, "extra_mebibytes": {}}
+            (info["size"], info["function"]),
+            {
+                "size": info["size"],
+                "function": info["function"],
+                "milliseconds": {},
+                "extra_mebibytes": {},
+                "floor_milliseconds": None,
+            },
         )
-        row["milliseconds"][info["implementation"]] = 1e3 * benchmark["stats"]["min"]
+        if info["device"] == "cpu":
+            row["floor_milliseconds"] = floors.floor_milliseconds(info["function"], info["shape"], rates())
+        row["milliseconds"][info["implementation"]] = 1e3 * benchmark["stats"]["median"] / info["calls"]
         row["extra_mebibytes"][info["implementation"]] = info["extra_bytes"] / 2**20
     for row in rows.values():
         times = row["milliseconds"]
         others = [times[name] for name in ("eager", "compile") if name in times]
-        row["ratio"] = min(others) / times["cpp"] if others and "cpp" in times else None
+        row["ratio"] = min(others) / times["native"] if others and "native" in times else None
     return list(rows.values())
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.2f}"

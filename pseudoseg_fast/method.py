@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.network import Network, Outputs
-from pseudoseg_fast.sgc import resize_valid
+from pseudoseg_fast.sgc import foreground_classes, resize_valid
 
 
 @dataclass
@@ -35,6 +35,8 @@ class MethodConfig:
         cutmix: share of unlabelled batches in which each strong view gets a rectangle of another one, label included.
         image_labels: image-level mode: tags of unlabelled pictures, where given, replace the classifier's guess and
             are what the classifier learns from.
+        exclude_untagged: in image-level mode, classes that a picture's tags do not name get no share of its pseudo
+            label, neither through SGC nor through the decoder; not in the paper. Needs norm "none".
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
@@ -54,6 +56,7 @@ class MethodConfig:
     align_corners: bool = False
     cutmix: float = 0.0
     image_labels: bool = False
+    exclude_untagged: bool = False
     weight_sa: float = 1.0
     weight_x: float = 1.0
     weight_u: float = 1.0
@@ -70,6 +73,11 @@ class MethodConfig:
         if self.ema == 1:
             raise ValueError(
                 "method.ema must be below 1, or the average never moves; 0.99 is common, 0 is off"
+            )
+        if self.exclude_untagged and not (self.image_labels and self.norm == "none"):
+            raise ValueError(
+                "method.exclude_untagged expects method.image_labels true and method.norm none, whose scale needs no "
+                f"mean over logits; got {self.image_labels} and {self.norm}"
             )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
@@ -192,6 +200,26 @@ def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
     mixed = weak._replace(decoder_logits=mix(weak.decoder_logits), sgc_logits=mix(weak.sgc_logits))
     return mix(strong), mixed, mix(valid)
+
+
+def exclude_untagged(weak: Outputs, image_labels: Tensor, background: int | None) -> Outputs:
+    """Rule out the classes that a picture's tags do not name: their logits become ``-inf`` in both maps.
+
+    Args:
+        weak: outputs of the weak view with SGC logits, C classes.
+        image_labels: [B, K] float tags; rows of NaN have none, and nothing is ruled out there.
+        background: id of the background class, which is never ruled out, or None.
+    """
+    if weak.sgc_logits is None:
+        raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
+    classes = weak.decoder_logits.shape[1]
+    absent = torch.zeros(len(image_labels), classes, dtype=torch.bool, device=image_labels.device)
+    absent[:, foreground_classes(classes, background)] = image_labels == 0
+    absent = absent[:, :, None, None]
+    return weak._replace(
+        decoder_logits=weak.decoder_logits.masked_fill(absent, -math.inf),
+        sgc_logits=weak.sgc_logits.masked_fill(absent, -math.inf),
+    )
 
 
 def pseudo_label(config: MethodConfig, weak: Outputs, size: tuple[int, int] | None = None) -> Tensor:

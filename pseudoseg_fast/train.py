@@ -31,7 +31,7 @@ from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.method import Teacher, cut_mix, labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import Teacher, cut_mix, exclude_untagged, labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
@@ -218,6 +218,8 @@ class Trainer:
                 labeler = self.teacher.model if self.teacher else self.model
                 with self.fabric.autocast():
                     weak = labeler(unlabeled["weak"].to(device), sgc=True, image_labels=tags, valid=valid)
+            if method.exclude_untagged and tags is not None:
+                weak = exclude_untagged(weak, tags, self.data.background)
             images = unlabeled["strong"].to(device)
             if float(torch.rand(())) < method.cutmix:
                 images, weak, valid = cut_mix(images, weak, valid, self.network.stride)

@@ -13,6 +13,7 @@ from pseudoseg_fast.method import (
     Teacher,
     classification_loss,
     cut_mix,
+    exclude_untagged,
     labeled_losses,
     pseudo_label,
     unlabeled_losses,
@@ -72,6 +73,7 @@ def test_defaults_are_the_papers():
         "label_size": "decoder",
         "align_corners": False,
         "cutmix": 0.0,
+        "exclude_untagged": False,
         "image_labels": False,
         "weight_sa": 1.0,
         "weight_x": 1.0,
@@ -89,6 +91,10 @@ def test_defaults_are_the_papers():
         ({"gamma": math.nan}, "method.gamma must be in"),
         ({"threshold": -0.1}, "method.threshold must be in"),
         ({"ema": 1.0}, "method.ema must be below 1"),
+        (
+            {"exclude_untagged": True},
+            "expects method.image_labels true and method.norm none.*False and batch",
+        ),
         ({"temperature": 0.0}, "method.temperature must be positive"),
         ({"temperature": math.nan}, "method.temperature must be positive"),
         ({"weight_u": -1.0}, "method.weight_u must not be negative"),
@@ -386,3 +392,17 @@ def test_cut_mix_changes_no_argument():
     cut_mix(strong, weak, valid, 16)
     for tensor, before in zip((strong, weak.decoder_logits, weak.sgc_logits, valid), copies, strict=True):
         assert torch.equal(tensor, before)
+
+
+@pytest.mark.parametrize(("background", "absent"), [(None, [1]), (0, [2]), (1, [2])])
+def test_classes_that_the_tags_do_not_name_get_no_label(background, absent):
+    weak = random_outputs()
+    tags = torch.full((BATCH, CLASSES if background is None else FOREGROUND), math.nan)
+    tags[1] = 1.0
+    tags[1, 1] = 0.0
+    config = MethodConfig(norm="none", temperature=1.0, image_labels=True, exclude_untagged=True)
+    label = pseudo_label(config, exclude_untagged(weak, tags, background), (9, 11))
+    assert torch.equal(label[0], pseudo_label(config, weak, (9, 11))[0])
+    assert [c for c in range(CLASSES) if label[1, c].max() < 1e-300] == absent
+    torch.testing.assert_close(label.sum(1), torch.ones(BATCH, 9, 11, dtype=torch.float64))
+    assert weak.decoder_logits.isfinite().all()
