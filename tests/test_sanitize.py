@@ -1,0 +1,90 @@
+"""The CPU kernels under AddressSanitizer and UBSan: no byte outside a tensor is read or written."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pseudoseg_fast.build.compile import compile_library
+from pseudoseg_fast.build.spec import cpu_spec, instruction_sets
+from pseudoseg_fast.build.toolchain import find_toolchain
+
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+CALLS = """
+import sys
+import torch
+from pseudoseg_fast import build, functional
+
+build.load_cpu = lambda: torch.ops.load_library(sys.argv[1])
+torch.manual_seed(0)
+sizes = [(1, 1, 1, 1, 1, 1), (2, 3, 5, 2, 9, 11), (1, 21, 9, 3, 33, 35), (3, 150, 4, 7, 15, 1), (2, 5, 17, 33, 6, 40)]
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for images, classes, side, cam, height, width in sizes:
+        size = (height, width)
+        student, decoder = (torch.randn(images, classes, side, side + 1, dtype=dtype) for _ in "ab")
+        maps = torch.randn(images, classes, cam, cam, dtype=dtype)
+        target = torch.rand(images, classes, *size, dtype=dtype)
+        labels = torch.randint(0, 256, (images, *size), dtype=torch.uint8)
+        valid = torch.rand(images, *size) > 0.3
+        student.requires_grad_()
+        for align_corners in (False, True):
+            options = {"align_corners": align_corners, "backend": "cpp"}
+            functional.predict_labels(decoder, size, **options)
+            for norm in ("batch", "image", "pixel", "none"):
+                fusion = {"size": size, "norm": norm, **options}
+                functional.fuse_predictions(decoder, maps, **fusion)
+                for reduction in ("mean", "none"):
+                    loss = functional.consistency_loss(student, decoder, maps, valid=valid, reduction=reduction, **fusion)
+                    loss.sum().backward()
+            for loss in (
+                functional.soft_cross_entropy(student, target, weight=valid, **options),
+                functional.cross_entropy(student, labels, **options),
+                functional.cross_entropy(student, labels.long() - 1, reduction="none", **options).sum(),
+            ):
+                loss.backward()
+print("done")
+"""
+
+
+def runtime(toolchain):
+    """The sanitizer's library, which has to be in a process before anything else."""
+    done = subprocess.run(
+        [*toolchain.cxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if sys.platform != "linux":
+        pytest.skip("the sanitizer's library is preloaded as Linux does it")
+    toolchain = find_toolchain()
+    if not os.path.isabs(runtime(toolchain)):
+        pytest.skip(f"{toolchain.version} comes without libasan.so")
+    spec = cpu_spec()
+    spec = replace(spec, flags=(*spec.flags, "-O1", "-g1", *SANITIZE), link_flags=SANITIZE)
+    return runtime(toolchain), compile_library(spec, toolchain, tmp_path_factory.mktemp("library"))
+
+
+@pytest.mark.parametrize("isa", instruction_sets(platform.machine()))
+def test_kernels_stay_inside_their_tensors(library, isa):
+    preload, path = library
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, str(path)],
+        env={
+            **os.environ,
+            "LD_PRELOAD": preload,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PSEUDOSEG_ISA": isa,
+            "OMP_NUM_THREADS": "2",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "done\n", done.stderr[-4000:]
+    assert "runtime error" not in done.stderr
