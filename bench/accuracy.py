@@ -4,8 +4,9 @@ python -m bench.accuracy bench/grids/demo.yaml
 
 A grid file has ``seeds`` and ``runs``, a name and the options of ``pseudoseg_fast.train`` for each row, and perhaps
 ``common`` options; environment variables are filled in. Every finished run adds a line of JSON to
-``bench/results/accuracy-GRID.jsonl``; called again, only the missing ones are run. The table at the end gives mean and
-standard deviation over seeds; "last" is the figure to trust, "best" was chosen on the val pictures themselves.
+``bench/results/accuracy-GRID.jsonl``, with its resolved configuration and the commit; called again, only runs whose
+configuration is not there are made. The table at the end gives mean and standard deviation over seeds; "last" is the
+figure to trust, "best" was chosen on the val pictures themselves.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+
+from pseudoseg_fast.config import parse_config, to_dict
+from pseudoseg_fast.train import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,11 +42,23 @@ class Cell:
     seed: int
     options: str
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options of this run, as words of a command line."""
+        return [*os.path.expandvars(self.options).split(), "--run.seed", str(self.seed)]
+
+    def config(self) -> dict[str, dict[str, Any]]:
+        """Return the resolved configuration, without what changes no result."""
+        config = to_dict(parse_config(self.arguments, "bench.accuracy", ""))
+        return {
+            group: {name: value for name, value in values.items() if f"{group}.{name}" not in FREE_ON_RESUME}
+            for group, values in config.items()
+        }
+
     def run(self, runs: Path, threads: int) -> dict[str, Any]:
         """Train in a process of its own and return its result; folder and log stay in ``runs``."""
         folder = runs / "-".join([self.grid, *re.findall(r"[a-z0-9]+", self.name.lower()), str(self.seed)])
-        arguments = [*os.path.expandvars(self.options).split(), "--run.seed", str(self.seed)]
-        command = [sys.executable, "-m", "pseudoseg_fast.train", *arguments, "--run.dir", str(folder)]
+        command = [sys.executable, "-m", "pseudoseg_fast.train", *self.arguments, "--run.dir", str(folder)]
         print(f"{self.name}, seed {self.seed}: {folder}", flush=True)
         with folder.with_suffix(".log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -55,6 +71,8 @@ class Cell:
             )
         return {
             **asdict(self),
+            "config": self.config(),
+            "commit": commit(),
             **json.loads((folder / "result.json").read_text()),
             "threads": threads,
             "torch": torch.__version__,
@@ -73,7 +91,12 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str,
     ]
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {Cell(**{field.name: row[field.name] for field in fields(Cell)}): row for row in rows}
+    done = {
+        cell: row
+        for cell in cells
+        for row in rows
+        if (row["name"], row["seed"], row.get("config")) == (cell.name, cell.seed, cell.config())
+    }
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
@@ -82,6 +105,12 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str,
             with results.open("a") as file:
                 file.write(json.dumps(future.result()) + "\n")
     return [done[cell] for cell in cells]
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + if files differ from it."""
+    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -38,7 +38,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
                 fusion = {"size": size, "norm": norm, **options}
                 functional.fuse_predictions(decoder, maps, **fusion)
                 for reduction in ("mean", "none"):
-                    loss = functional.consistency_loss(student, decoder, maps, valid=valid, reduction=reduction, **fusion)
+                    weak = (decoder, maps)
+                    loss = functional.consistency_loss(student, *weak, valid=valid, reduction=reduction, **fusion)
                     loss.sum().backward()
             for loss in (
                 functional.soft_cross_entropy(student, target, weight=valid, **options),
