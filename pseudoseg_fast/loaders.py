@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tvf
 
 from pseudoseg_fast.augment import WeakStrongViews, WeakView
-from pseudoseg_fast.config import Config, DataConfig
+from pseudoseg_fast.config import Config, DataConfig, choose_accelerator
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
 from pseudoseg_fast.data.demo import demo_root
 from pseudoseg_fast.data.lists import DataError, Sample, read_classes, read_list, read_tags, read_unlabeled
@@ -164,7 +164,7 @@ def _train_loader(
         batch_sampler=sampler,
         collate_fn=WithTags(data) if stream else collate,
         num_workers=config.data.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=choose_accelerator(config.run.accelerator) == "cuda",
         worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # the loader draws a seed of its own: not from the generator that a run saves
     )
