@@ -31,6 +31,13 @@ from pseudoseg_fast.config import parse_config, to_dict
 from pseudoseg_fast.train import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
+SUPERVISED = {"name", "align_corners", "ema"}
+"""Options of the method that a supervised run has use for."""
+UNSUPERVISED = {
+    *("data.unlabeled", "data.tags", "data.color_jitter", "data.cutout"),
+    *("optim.unlabeled_batch_size", "optim.sgc_lr"),
+}
+"""Other options that it has none for."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,15 @@ class Cell:
     def config(self) -> dict[str, dict[str, Any]]:
         """Return the resolved configuration, without what changes no result."""
         config = to_dict(parse_config(self.arguments, "bench.accuracy", ""))
+        unused = FREE_ON_RESUME
+        if config["method"]["name"] == "supervised":
+            unused = (
+                FREE_ON_RESUME
+                | UNSUPERVISED
+                | {f"method.{name}" for name in config["method"].keys() - SUPERVISED}
+            )
         return {
-            group: {name: value for name, value in values.items() if f"{group}.{name}" not in FREE_ON_RESUME}
+            group: {name: value for name, value in values.items() if f"{group}.{name}" not in unused}
             for group, values in config.items()
         }
 
