@@ -35,7 +35,7 @@ def test_options_without_a_file():
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_load_and_survive_a_round_trip(name, tmp_path):
-    config = parse(*DATA, "--config", name)
+    config = parse(*DATA, "--data.tags=tags.csv", "--config", name)
     assert from_dict(to_dict(config)) == config
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
