@@ -152,6 +152,19 @@ def fuse_predictions(
     return label.to(decoder_logits.dtype)
 
 
+def project_cam(refined: Tensor, projection: Tensor, shift: Tensor, *, background: bool) -> Tensor:
+    """Turn refined maps [B, L, K] into logits [B, L, C]: ``BN(W_c r)``, with ``2 - max_c r`` first in r as background.
+
+    The batch norm takes the biased statistics over B and L, scale 1 and the given shift.
+    """
+    with torch.autocast(refined.device.type, enabled=False):
+        if background:
+            refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
+        projected = refined @ projection.to(refined.dtype).mT
+        variance, mean = torch.var_mean(projected, dim=(0, 1), correction=0)
+        return (projected - mean) * torch.rsqrt(variance + BATCH_NORM_EPS) + shift.to(refined.dtype)
+
+
 def pseudo_label(
     query: Tensor,
     key: Tensor,
@@ -172,11 +185,7 @@ def pseudo_label(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         dtype = compute_dtype(query, key, cam, decoder_logits)
         refined = refine_cam(query, key, cam.to(dtype).flatten(2).mT, mask=mask)  # [B, L, K]
-        if background:
-            refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)  # [B, L, C]
-        projected = refined @ projection.to(dtype).mT
-        variance, mean = torch.var_mean(projected, dim=(0, 1), correction=0)
-        logits = (projected - mean) * torch.rsqrt(variance + BATCH_NORM_EPS) + shift.to(dtype)
+        logits = project_cam(refined, projection, shift, background=background)
         cam_logits = logits.mT.unflatten(2, _map_size(cam))  # [B, C, h2, w2]
         return fuse_predictions(
             decoder_logits,

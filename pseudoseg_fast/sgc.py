@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.reference import BATCH_NORM_EPS
+from pseudoseg_fast.reference import project_cam
 
 CAM_EPS = 1e-5
 """Lower bound of the maximum that a class activation map is divided by."""
@@ -154,14 +154,8 @@ class SGC(nn.Module):
             raise ValueError(f"cam must be {list(expected)}, got {list(cam.shape)}")
         query, key = self.tokens(hypercolumn)
         mask = None if valid is None else resize_valid(valid, cam.shape[-2:]).flatten(1)
-        dtype = cam.dtype
         refined = functional.refine_cam(query, key, cam.detach().flatten(2).mT, mask=mask)  # [B, L, K]
-        if self.background is not None:
-            refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
-        with torch.autocast(cam.device.type, enabled=False):
-            projected = refined @ self.projection.to(dtype).mT
-            variance, mean = torch.var_mean(projected, dim=(0, 1), correction=0)
-            logits = (projected - mean) * torch.rsqrt(variance + BATCH_NORM_EPS) + self.shift.to(dtype)
+        logits = project_cam(refined, self.projection, self.shift, background=self.background is not None)
         return logits.mT.unflatten(2, cam.shape[-2:])
 
 
