@@ -1,0 +1,172 @@
+"""Compare an exported graph with the network it came from, picture by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pseudoseg_fast.deploy.graph import CAM_OUTPUTS
+from pseudoseg_fast.network import Network
+
+MIN_AGREEMENT = 0.999
+MAX_LOGIT_ERROR = 1e-4
+MAX_CAM_ERROR = 1e-3
+"""The maps are divided by a maximum or a standard deviation of their own, which may be small."""
+_QUIET = 3
+
+
+class VerificationError(RuntimeError):
+    """An exported graph does not answer what the network does; the text names the worst picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Images to compare on.
+
+    Args:
+        name: for the report.
+        images: uint8 [B, channels, H, W].
+    """
+
+    name: str
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two programs made of one picture.
+
+    Args:
+        name: of the picture, with its size.
+        agreement: share of pixels of the same label.
+        logits: largest absolute difference of the logits, divided by the largest absolute logit of the picture:
+            float32 sums of other order differ by a share of the terms, however small their sum.
+        maps: the same of the class activation maps and SGC logits; 0 without them.
+    """
+
+    name: str
+    agreement: float
+    logits: float
+    maps: float = 0.0
+
+    def __str__(self) -> str:
+        maps = f", maps differ by {self.maps:.1e} of their scale" if self.maps else ""
+        return (
+            f"{self.name}: {self.agreement:.4%} of labels agree, logits differ by {self.logits:.1e} of their scale{maps}"
+        )
+
+
+def odd_sizes(pictures: Sequence[Picture], stride: int) -> list[Picture]:
+    """Return cut-outs of the first picture at sizes that a mistake in padding or rounding would show at."""
+    first = pictures[0].images[:1]
+    large = first.repeat(1, 1, *(-(-6 * stride // side) for side in first.shape[2:]))
+    sizes = [(1, 1), (stride, 1), (stride + 1, 2 * stride - 1), (5 * stride - 3, 3 * stride), (33, 65)]
+    cut = [
+        Picture(f"{pictures[0].name}, cut", large[:, :, : min(height, 6 * stride), : min(width, 6 * stride)])
+        for height, width in sizes
+    ]
+    pair = large[:, :, : 3 * stride + 1, : 2 * stride + 5]
+    return [*cut, Picture(f"{pictures[0].name}, cut, twice", torch.cat([pair, pair.flip(3)]))]
+
+
+@torch.inference_mode()
+def reference(network: Network, images: Tensor, *, align_corners: bool, cam: bool) -> list[Tensor]:
+    """Return what PyTorch makes of images: logits [B, C, H, W], and the two maps at that size."""
+    height, width = images.shape[-2:]
+    padded, valid = network.pad(images)
+    outputs = network(padded, sgc=cam, valid=valid if cam else None)
+    maps = [outputs.decoder_logits, *((outputs.cam, outputs.sgc_logits) if cam else ())]
+    return [
+        interpolate(values, size=padded.shape[-2:], mode="bilinear", align_corners=align_corners)[
+            :, :, :height, :width
+        ]
+        for values in maps
+    ]
+
+
+def session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """Return a session of a model on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def compare(
+    answers: ModelProto,
+    logits: ModelProto,
+    network: Network,
+    pictures: Iterable[Picture],
+    *,
+    align_corners: bool,
+    cam: bool,
+) -> list[Difference]:
+    """Run the graph and the network on each picture.
+
+    Args:
+        answers: the graph that is to be deployed.
+        logits: the same graph with the output logits; it may be the same object.
+        network: on the CPU, in evaluation mode.
+        pictures: sizes that the network itself refuses are left out.
+        align_corners: how logits are resized.
+        cam: the graphs have the maps as further outputs.
+    """
+    deployed = session(answers)
+    raw = deployed if logits is answers else session(logits)
+    differences = []
+    for picture in pictures:
+        try:
+            expected = reference(network, picture.images, align_corners=align_corners, cam=cam)
+        except (RuntimeError, ValueError):  # PAN pools 8x8 windows of F5, for example
+            continue
+        feed = {"images": picture.images.numpy()}
+        answer = deployed.run(None, feed)[0]
+        labels = answer if answer.dtype == np.uint8 else answer.argmax(1)
+        maps = raw.run(["logits", *(CAM_OUTPUTS if cam else ())], feed)
+        errors = [_error(one, other.numpy()) for one, other in zip(maps, expected, strict=True)]
+        size = "x".join(map(str, picture.images.shape[2:]))
+        agreement = float(np.mean(labels == expected[0].argmax(1).numpy()))
+        differences.append(
+            Difference(f"{picture.name} ({size})", agreement, errors[0], max(errors[1:], default=0.0))
+        )
+    if not differences:
+        raise VerificationError("the network refuses every size that the export is checked on; use another arch")
+    return differences
+
+
+def check(differences: Sequence[Difference]) -> Difference:
+    """Return the worst difference.
+
+    Raises:
+        VerificationError: it is larger than rounding explains.
+    """
+    worst = max(
+        differences,
+        key=lambda one: max(
+            (1 - one.agreement) / (1 - MIN_AGREEMENT), one.logits / MAX_LOGIT_ERROR, one.maps / MAX_CAM_ERROR
+        ),
+    )
+    if not (
+        worst.agreement >= MIN_AGREEMENT and worst.logits <= MAX_LOGIT_ERROR and worst.maps <= MAX_CAM_ERROR
+    ):
+        raise VerificationError(
+            f"ONNX Runtime and PyTorch differ: expected {MIN_AGREEMENT:.1%} of labels to agree and logits to differ by "
+            f"at most {MAX_LOGIT_ERROR:.0e} of their scale; the worst picture is {worst}"
+        )
+    return worst
+
+
+def _error(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest value; infinite where values are not finite."""
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("inf")
+    scale = float(np.abs(other).max())
+    return float(np.abs(one - other).max()) / scale if scale > 0 else float(np.abs(one).max())
