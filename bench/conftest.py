@@ -46,6 +46,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = comparison(
         [bench.as_dict(include_data=False) for bench in session.benchmarks if not bench.has_error]
     )
+    rows = [row for row in rows if "cpp" in row["milliseconds"]]
     if not rows:
         return
     terminalreporter.section("native against the faster of eager and torch.compile, minimum times")

@@ -181,7 +181,8 @@ def _compare_scores(
     )
     text = (
         f"mIoU on {len(data.val)} pictures of {data_config.val}: {100 * before.miou:.2f} before, "
-        f"{100 * after.miou:.2f} in {options.precision}; {worst[0]} lost most, {100 * worst[1]:.2f} to {100 * worst[2]:.2f}"
+        f"{100 * after.miou:.2f} in {options.precision}; "
+        f"{worst[0]} lost most, {100 * worst[1]:.2f} to {100 * worst[2]:.2f}"
     )
     if not lost <= options.max_loss:
         raise VerificationError(
@@ -218,9 +219,7 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[index * len(samples) // count] for index in range(count)]
 
 
-def _palette(
-    data: Data | None, classes: int, background: int | None
-) -> tuple[tuple[int, int, int], ...]:
+def _palette(data: Data | None, classes: int, background: int | None) -> tuple[tuple[int, int, int], ...]:
     """Return the colours of the val masks' palette, or those of this program."""
     colors = mask_palette(data.val[0].mask, classes, background) if data else palette(classes, background)
     return tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
@@ -281,7 +280,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--with-cam", action="store_true", help="also answer the class activation maps and the SGC logits"
     )
     parser.add_argument(
-        "--max-loss", type=float, default=1.0, help="points of mIoU that fp16 or int8 may lose on the val list"
+        "--max-loss",
+        type=float,
+        default=1.0,
+        help="points of mIoU that fp16 or int8 may lose on the val list",
     )
     parser.add_argument(
         "--calibration",

@@ -217,7 +217,9 @@ class Network(nn.Module):
         class_logits = self.classifier(f5.mean((2, 3)))
         if not sgc:
             return Outputs(decoder_logits, class_logits, None, None)
-        return Outputs(decoder_logits, class_logits, *self.localize(f5, f4, class_logits, image_labels, valid))
+        return Outputs(
+            decoder_logits, class_logits, *self.localize(f5, f4, class_logits, image_labels, valid)
+        )
 
     def localize(
         self,

@@ -52,9 +52,7 @@ class Writer:
 
     def picture(self, name: PurePosixPath, picture: Image.Image, result: Result) -> None:
         """Write the results of a picture; the overlay is drawn on ``picture`` itself where its mode allows."""
-        if result.probabilities is not None and not isinstance(result.probabilities, np.memmap):
-            values = result.probabilities.astype(np.float16)
-            write_whole(self.out, f"{name}.npy", lambda path: np.save(path, values))
+        self.values(f"{name}.npy", result)
         self.labels(f"{name}.png", result.labels)
         if self.opacity is not None:
             drawn = self.draw(picture, result.labels)
@@ -65,6 +63,12 @@ class Writer:
         image = Image.fromarray(labels)
         image.putpalette(self.colors.tobytes())
         write_whole(self.out, name, image.save)
+
+    def values(self, name: str, result: Result) -> None:
+        """Write probabilities, unless there are none or they are in their file already."""
+        values = result.probabilities
+        if values is not None and not isinstance(values, np.memmap):
+            write_whole(self.out, name, lambda path: np.save(path, values.astype(np.float16)))
 
     def draw(self, picture: Image.Image, labels: Pixels) -> Image.Image:
         """Lay the classes' colours over a picture, strip by strip."""
@@ -183,11 +187,7 @@ class Predictor:
                 results = self.segmenter.small(pictures)
             for (index, picture), result in zip(batch, results, strict=True):
                 name = job.name / f"{index:06d}"
-                if result.probabilities is not None:
-                    values = result.probabilities.astype(np.float16)
-                    write_whole(
-                        self.writer.out, f"{name}.npy", lambda path, values=values: np.save(path, values)
-                    )
+                self.writer.values(f"{name}.npy", result)
                 self.writer.labels(f"{name}.png", result.labels)
                 if overlay is not None:
                     overlay.add(np.asarray(self.writer.draw(picture, result.labels)))

@@ -1,5 +1,6 @@
 """Tiles: that they cover, that their weights add up, and that the whole is what a single pass gives."""
 
+import itertools
 import tracemalloc
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ def test_spans_cover_a_side_and_two_at_most_meet(length, tile, overlap):
         weights[part.start : part.stop] += ramp
     assert (parts[0].start, parts[-1].stop) == (0, length)
     assert 1 <= cover.min() <= cover.max() <= 2
-    assert all(first.stop - second.start >= overlap for first, second in zip(parts, parts[1:], strict=False))
+    assert all(first.stop - second.start >= overlap for first, second in itertools.pairwise(parts))
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
@@ -40,7 +41,9 @@ def test_stitched_answers_are_those_of_the_whole(size, batch, kind):
 
     def answer(places):
         assert len(places) <= batch
-        return np.stack([whole[..., row.start : row.stop, column.start : column.stop] for row, column in places])
+        return np.stack(
+            [whole[..., row.start : row.stop, column.start : column.stop] for row, column in places]
+        )
 
     rows, columns = (spans(side, 48, 12) for side in size)
     for top, left, values in stitch(rows, columns, answer, batch):

@@ -115,7 +115,7 @@ def test_maps_answer_as_the_network(cores, checkpoint, tmp_path):
     network = load_network(checkpoint)[0]
     expected = verify.reference(network, images, align_corners=False, cam=True)
     np.testing.assert_allclose(cam, expected[1], atol=1e-3)
-    np.testing.assert_allclose(logits, expected[2], atol=1e-3 * float(expected[2].abs().max()))
+    np.testing.assert_allclose(logits, expected[2], atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -174,11 +174,16 @@ def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, fol
         (["--checkpoint", "none.ckpt", "--out", "x.onnx"], "found no file none.ckpt"),
         (["--checkpoint", "CHECKPOINT", "--out", "no/x.onnx"], "--out expects a file in an existing folder"),
         (["--checkpoint", "CHECKPOINT", "--out", "x", "--output", "masks"], "masks"),
-        (["--checkpoint", "CHECKPOINT", "--out", "x", "--precision=int8", "--with-cam"], "--with-cam is not for"),
+        (
+            ["--checkpoint", "CHECKPOINT", "--out", "x", "--precision=int8", "--with-cam"],
+            "--with-cam is not for",
+        ),
     ],
     ids=["no checkpoint", "no such file", "no folder", "no output", "maps in int8"],
 )
-def test_a_command_line_that_cannot_work_is_refused(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
+def test_a_command_line_that_cannot_work_is_refused(
+    checkpoint, tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     assert run(*[str(checkpoint) if word == "CHECKPOINT" else word for word in arguments]) == 2
     assert message in capsys.readouterr().err

@@ -74,9 +74,7 @@ def test_it_runs_without_torch(labels_model, pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 classes, fp32, answers labels; runs on CPUExecutionProvider" in done.stdout
     assert "3 pictures in" in done.stdout
-    assert files(out) == [
-        f"{name}{end}" for name in ("a", "b", "more/a") for end in (".overlay.png", ".png")
-    ]
+    assert files(out) == [f"{name}{end}" for name in ("a", "b", "more/a") for end in (".overlay.png", ".png")]
     for index, name in enumerate(("a", "b", "more/a")):
         ids = tiny.picture(index)[1][:, : 48 - index // 2]
         assert (read(out / f"{name}.png") == ids).mean() > 0.97
@@ -100,7 +98,9 @@ def test_files_and_globs_are_named_after_what_was_given(labels_model, pictures, 
     ],
     ids=["whole", "tiles", "tiles, flip", "flip, scales"],
 )
-def test_tiles_and_averages_answer_as_a_single_pass(maps_model, labels_model, pictures, tmp_path, options, exact):
+def test_tiles_and_averages_answer_as_a_single_pass(
+    maps_model, labels_model, pictures, tmp_path, options, exact
+):
     run(labels_model, pictures, "--out", tmp_path / "plain")
     assert run(maps_model, pictures, "--out", tmp_path / "out", "--probabilities", *options) == 0
     for name in ("a", "b", "more/a"):
@@ -116,7 +116,9 @@ def test_a_labels_model_cuts_its_tiles_in_the_middle(labels_model, pictures, tmp
     run(labels_model, pictures, "--out", tmp_path / "plain")
     assert run(labels_model, pictures, "--out", tmp_path / "out", "--tile", 32, "--overlap", 8) == 0
     for name in ("a", "b", "more/a"):
-        np.testing.assert_array_equal(read(tmp_path / f"plain/{name}.png"), read(tmp_path / f"out/{name}.png"))
+        np.testing.assert_array_equal(
+            read(tmp_path / f"plain/{name}.png"), read(tmp_path / f"out/{name}.png")
+        )
 
 
 @pytest.mark.parametrize("options", [["--flip"], ["--scales", "0.5"], ["--probabilities"]], ids=" ".join)

@@ -96,7 +96,7 @@ tail (float[batch, channels, rows, columns] decoder_logits_full) => (uint8[batch
 }
 """,
     "probabilities": """
-tail (float[batch, channels, rows, columns] decoder_logits_full) => (float[batch, channels, height, width] probabilities)
+tail (float[batch, classes, rows, columns] decoder_logits_full) => (float[batch, classes, height, width] probabilities)
 {
     tail_cut = Slice (decoder_logits_full, tail_none, tail_size, tail_axes)
     probabilities = Softmax <axis = 1> (tail_cut)
@@ -166,7 +166,7 @@ def fix_paddings(module: nn.Module) -> None:
                 child.in_channels,
                 child.out_channels,
                 child.kernel_size,  # type: ignore[arg-type]
-                tuple(child.stride),  # type: ignore[arg-type]
+                tuple(child.stride),
                 dilation=child.dilation,  # type: ignore[arg-type]
                 groups=child.groups,
                 bias=child.bias is not None,

@@ -51,7 +51,7 @@ class Metadata:
         return np.array(self.palette, np.uint8)
 
     def properties(self) -> dict[str, str]:
-        """Return the properties as ONNX keeps them, texts; all but ``format``, ``input``, ``output``, ``precision`` JSON."""
+        """Return the properties as texts, which is what ONNX keeps; lists, numbers and mappings as JSON."""
         return {
             "format": FORMAT,
             "input": INPUT,

@@ -63,6 +63,16 @@ def quantize(core: ModelProto, network: Network, images: Iterable[Tensor]) -> Mo
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=["Conv", "Add", "Concat", "Clip", "Relu", "MaxPool", "Resize", "Mul", "MatMul"],
+            op_types_to_quantize=[
+                "Conv",
+                "Add",
+                "Concat",
+                "Clip",
+                "Relu",
+                "MaxPool",
+                "Resize",
+                "Mul",
+                "MatMul",
+            ],
         )
         return onnx.load(quantized)

@@ -145,10 +145,10 @@ class Segmenter:
 
         labels = np.empty(seen, np.uint8)
         for top, left, values in stitch(rows, columns, answer, settings.batch_size):
-            part = np.s_[top : top + values.shape[-2], left : left + values.shape[-1]]
+            part = (slice(top, top + values.shape[-2]), slice(left, left + values.shape[-1]))
             labels[part] = values if values.ndim == 2 else values.argmax(0)
             if probabilities is not None:
-                probabilities[(slice(None), *part)] = values
+                probabilities[:, part[0], part[1]] = values
         return Result(_enlarge(labels, picture), probabilities)
 
     def _answer(self, images: Pixels, size: Size) -> Answers:

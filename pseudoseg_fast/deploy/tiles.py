@@ -48,7 +48,7 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """Cover a side by the fewest tiles of one length, at most ``tile``, neighbours overlapping by ``overlap`` or more."""
+    """Cover a side by the fewest tiles of one length, at most ``tile``, that overlap by ``overlap`` or more."""
     if length <= tile:
         return [Span(0, length)]
     count = math.ceil((length - overlap) / (tile - overlap))
@@ -73,9 +73,9 @@ def ramps(parts: Sequence[Span]) -> list[NDArray[np.float32]]:
 def stitch(rows: Sequence[Span], columns: Sequence[Span], answer: Answer, batch: int) -> Iterator[Block]:
     """Yield the whole answer in blocks that tile the picture, from the answers of its tiles.
 
-    Probabilities are averaged where tiles meet, with weights that fall towards a tile's edge; of class ids, each pixel
-    takes those of the tile whose edge is farther. Held at a time are ``batch`` tiles, and of probabilities the rows that
-    two rows of tiles share, [C, overlap, W] twice.
+    Probabilities are averaged where tiles meet, with weights that fall towards a tile's edge; a pixel's class id is
+    that of the tile whose edge is farther. Held at a time are ``batch`` tiles, and of probabilities the rows that two
+    rows of tiles share, [C, overlap, W] twice.
     """
     row_weights, column_weights = ramps(rows), ramps(columns)
     above: Answers | None = None

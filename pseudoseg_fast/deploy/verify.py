@@ -18,7 +18,7 @@ from pseudoseg_fast.network import Network
 MIN_AGREEMENT = 0.999
 MAX_LOGIT_ERROR = 1e-4
 MAX_CAM_ERROR = 1e-3
-"""The maps are divided by a maximum or a standard deviation of their own, which may be small."""
+"""The maps are divided by a maximum or a standard deviation of their own: where it is small, rounding grows."""
 _QUIET = 3
 
 
@@ -48,7 +48,8 @@ class Difference:
         agreement: share of pixels of the same label.
         logits: largest absolute difference of the logits, divided by the largest absolute logit of the picture:
             float32 sums of other order differ by a share of the terms, however small their sum.
-        maps: the same of the class activation maps and SGC logits; 0 without them.
+        maps: the largest difference of the class activation maps and SGC logits, divided by their largest value or 1,
+            which they are normalised to; 0 without them.
     """
 
     name: str
@@ -57,10 +58,8 @@ class Difference:
     maps: float = 0.0
 
     def __str__(self) -> str:
-        maps = f", maps differ by {self.maps:.1e} of their scale" if self.maps else ""
-        return (
-            f"{self.name}: {self.agreement:.4%} of labels agree, logits differ by {self.logits:.1e} of their scale{maps}"
-        )
+        text = f"{self.name}: {self.agreement:.4%} of labels agree, logits differ by {self.logits:.1e} of their scale"
+        return f"{text}, maps by {self.maps:.1e}" if self.maps else text
 
 
 def odd_sizes(pictures: Sequence[Picture], stride: int) -> list[Picture]:
@@ -131,14 +130,19 @@ def compare(
         answer = deployed.run(None, feed)[0]
         labels = answer if answer.dtype == np.uint8 else answer.argmax(1)
         maps = raw.run(["logits", *(CAM_OUTPUTS if cam else ())], feed)
-        errors = [_error(one, other.numpy()) for one, other in zip(maps, expected, strict=True)]
+        errors = [
+            _error(one, other.numpy(), least=1.0 if index else 0.0)
+            for index, (one, other) in enumerate(zip(maps, expected, strict=True))
+        ]
         size = "x".join(map(str, picture.images.shape[2:]))
         agreement = float(np.mean(labels == expected[0].argmax(1).numpy()))
         differences.append(
             Difference(f"{picture.name} ({size})", agreement, errors[0], max(errors[1:], default=0.0))
         )
     if not differences:
-        raise VerificationError("the network refuses every size that the export is checked on; use another arch")
+        raise VerificationError(
+            "the network refuses every size that the export is checked on; use another arch"
+        )
     return differences
 
 
@@ -164,9 +168,9 @@ def check(differences: Sequence[Difference]) -> Difference:
     return worst
 
 
-def _error(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the largest difference as a share of the largest value; infinite where values are not finite."""
+def _error(one: np.ndarray, other: np.ndarray, least: float) -> float:
+    """Return the largest difference as a share of the largest value or ``least``; infinite if one is not finite."""
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return float("inf")
-    scale = float(np.abs(other).max())
+    scale = max(least, float(np.abs(other).max()))
     return float(np.abs(one - other).max()) / scale if scale > 0 else float(np.abs(one).max())
