@@ -90,9 +90,11 @@ def test_a_runtime_that_is_not_whole_is_refused(model, stand_in, capsys):
         (None, "there is no npm to fetch it"),
         ("echo no such package >&2; exit 1", "failed: no such package"),
         (
-            "mkdir -p package/dist; echo other > package/dist/ort.wasm.min.js; tar czf x.tgz package",
-            "is not the expected file",
+            "mkdir -p package/dist; echo x > package/dist/ort.wasm.min.js; tar czf x.tgz package",
+            "not the expected",
         ),
+        ("mkdir package; tar czf x.tgz package", "not the expected"),
+        ("echo x > x.tgz", "not the expected"),
     ],
     ids=["no npm", "npm fails", "another package", "empty package", "no archive"],
 )

@@ -154,6 +154,20 @@ def test_a_graph_that_answers_otherwise_is_not_written(core, checkpoint, tmp_pat
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_graph_that_fails_at_some_size_is_not_written(core, checkpoint, tmp_path, monkeypatch, capsys):
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(core[False])
+    shape = onnx.helper.make_tensor("fixed_shape", onnx.TensorProto.INT64, [4], [1, 3, 48, 48])
+    fixed.graph.initializer.append(shape)
+    for node in fixed.graph.node:
+        node.input[:] = ["fixed" if name == "pixels" else name for name in node.input]
+    fixed.graph.node.insert(0, onnx.helper.make_node("Reshape", ["pixels", "fixed_shape"], ["fixed"]))
+    monkeypatch.setattr(graph, "export_core", lambda wanted: fixed)
+    assert run("--checkpoint", checkpoint, "--out", tmp_path / "model.onnx") == 1
+    assert "which PyTorch takes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, folder, tmp_path, capsys):
     shutil.move(folder / "set", folder / "away")
     try:

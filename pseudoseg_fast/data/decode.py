@@ -37,7 +37,9 @@ def open_upright(path: Path, max_pixels: int | None = None) -> Image.Image:
                     f"{path} has {file.width} x {file.height} pixels; expected at most {max_pixels} in all, "
                     "cut it into pieces or raise --max-pixels"
                 )
-            image = ImageOps.exif_transpose(file)
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
+            image: Image.Image = file
     except UnreadableImage:
         raise
     except UNREADABLE as error:

@@ -190,7 +190,7 @@ def export_core(core: Core) -> ModelProto:
     network = core.network
     stride, sides = network.stride, (torch.export.Dim("h"), torch.export.Dim("w"))
     batch, height, width = torch.export.Dim("batch"), stride * sides[0], stride * sides[1]
-    size = (2, network.in_channels, 4 * stride, 5 * stride)
+    size = (2, network.in_channels, 10 * stride, 12 * stride)
     inputs: tuple[Tensor, ...] = (torch.rand(size) * 255,)
     shapes: tuple[dict[int, object], ...] = ({0: batch, 2: height, 3: width},)
     outputs = ["decoder_logits"]
@@ -212,8 +212,9 @@ def export_core(core: Core) -> ModelProto:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever its stages raise
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
         raise RuntimeError(
-            f"torch cannot export {network.arch} for every size: {(str(error) or type(error).__name__).splitlines()[0]}"
+            f"torch cannot export {network.arch} for every size, use another arch: {reason.splitlines()[0]}"
         ) from error
     assert program is not None
     model = program.model_proto

@@ -65,12 +65,10 @@ class Difference:
 def odd_sizes(pictures: Sequence[Picture], stride: int) -> list[Picture]:
     """Return cut-outs of the first picture at sizes that a mistake in padding or rounding would show at."""
     first = pictures[0].images[:1]
-    large = first.repeat(1, 1, *(-(-6 * stride // side) for side in first.shape[2:]))
+    large = first.repeat(1, 1, *(-(-10 * stride // side) for side in first.shape[2:]))
     sizes = [(1, 1), (stride, 1), (stride + 1, 2 * stride - 1), (5 * stride - 3, 3 * stride), (33, 65)]
-    cut = [
-        Picture(f"{pictures[0].name}, cut", large[:, :, : min(height, 6 * stride), : min(width, 6 * stride)])
-        for height, width in sizes
-    ]
+    sizes.append((9 * stride + 1, 10 * stride - 3))
+    cut = [Picture(f"{pictures[0].name}, cut", large[:, :, :height, :width]) for height, width in sizes]
     pair = large[:, :, : 3 * stride + 1, : 2 * stride + 5]
     return [*cut, Picture(f"{pictures[0].name}, cut, twice", torch.cat([pair, pair.flip(3)]))]
 
@@ -117,6 +115,9 @@ def compare(
         pictures: sizes that the network itself refuses are left out.
         align_corners: how logits are resized.
         cam: the graphs have the maps as further outputs.
+
+    Raises:
+        VerificationError: ONNX Runtime cannot run the graph on a picture.
     """
     deployed = session(answers)
     raw = deployed if logits is answers else session(logits)
@@ -126,15 +127,21 @@ def compare(
             expected = reference(network, picture.images, align_corners=align_corners, cam=cam)
         except (RuntimeError, ValueError):  # PAN pools 8x8 windows of F5, for example
             continue
+        size = "x".join(map(str, picture.images.shape[2:]))
         feed = {"images": picture.images.numpy()}
-        answer = deployed.run(None, feed)[0]
+        try:
+            answer = deployed.run(None, feed)[0]
+            maps = raw.run(["logits", *(CAM_OUTPUTS if cam else ())], feed)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class of their own
+            raise VerificationError(
+                f"the graph fails on {picture.name} ({size}), which PyTorch takes; {network.arch} may not be "
+                f"exportable for every size, use another arch: {str(error).splitlines()[0]}"
+            ) from error
         labels = answer if answer.dtype == np.uint8 else answer.argmax(1)
-        maps = raw.run(["logits", *(CAM_OUTPUTS if cam else ())], feed)
         errors = [
             _error(one, other.numpy(), least=1.0 if index else 0.0)
             for index, (one, other) in enumerate(zip(maps, expected, strict=True))
         ]
-        size = "x".join(map(str, picture.images.shape[2:]))
         agreement = float(np.mean(labels == expected[0].argmax(1).numpy()))
         differences.append(
             Difference(f"{picture.name} ({size})", agreement, errors[0], max(errors[1:], default=0.0))
