@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,41 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
+from pseudoseg_fast.data.decode import UNREADABLE, UnreadableImage, read_image
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
 
 IGNORE_INDEX = 255
 MAX_CLASSES = 255
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_IMAGE_MODES = {1: "L", 3: "RGB"}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-
-class UnreadableImage(DataError):
-    """A picture whose file is damaged or no picture at all."""
-
-
-def read_image(path: Path, channels: int = 3) -> NDArray[np.uint8]:
-    """Read a picture upright, as its EXIF orientation says, as uint8 [H, W] or [H, W, 3].
-
-    16-bit grey pictures keep their high byte.
-
-    Raises:
-        UnreadableImage: the file cannot be decoded.
-        DataError: the picture holds floating-point numbers.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
-    if image.mode == "F":
-        raise DataError(f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return np.array(image.convert(_IMAGE_MODES[channels]))
 
 
 def read_mask(path: Path, classes: int, ignore_index: int = IGNORE_INDEX) -> NDArray[np.uint8]:
