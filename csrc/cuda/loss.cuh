@@ -82,20 +82,17 @@ class LossTile {
   __device__ __forceinline__ void walk(int top, int bottom) {
 #pragma unroll
     for (int k = 0; k < kSlots<T>; ++k) sum_[k] = below_[k] = T(0);
-    T loss = T(0), weight = T(0);
     for (int y = top; y < bottom; ++y) {
       T counted = counts_ ? T(1) : T(0);
       const T value = pixel(y, counted);
       if (group_.member() != 0 || !counts_) continue;
-      loss += value;
-      weight += counted;
+      memory_.sums[threadIdx.x] += double(value);
+      memory_.sums[kThreads + threadIdx.x] += double(counted);
       if (work_.loss) {
         const int64_t height = work_.student.rows.target, width = work_.student.columns.target;
         work_.loss[(tile_.image * height + y) * width + x_] = value;
       }
     }
-    memory_.sums[threadIdx.x] += double(loss);
-    memory_.sums[kThreads + threadIdx.x] += double(weight);
   }
 
   // Return the loss of a pixel; `counted` becomes its weight in the mean.
@@ -111,12 +108,11 @@ class LossTile {
     }
     T w = counted;
     if (work_.upstream.data) w *= read_pixel<T>(work_.upstream, tile_.image, y, x_);
+    student_.move_to(tile_.image, y);
     if constexpr (kLabel == Label::fused) {
       label_.row(tile_.image, y, group_);
       label = decide(w);
     }
-
-    student_.move_to(tile_.image, y);
     T most[1] = {student_.value(0)}, e[kSlots<T>], share[kSlots<T>];
     student_.each([&](int k) {
       e[k] = student_.value(k);

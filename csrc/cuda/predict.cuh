@@ -6,7 +6,7 @@
 namespace psf::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) predict_kernel(const __grid_constant__ PredictWork<T> work) {
+__global__ void __launch_bounds__(kThreads, 2) predict_kernel(const __grid_constant__ PredictWork<T> work) {
   const Axis<T>&rows = work.logits.rows, &columns = work.logits.columns;
   Shared shared(psf_shared_memory);
   const Group group(work.group, shared);
