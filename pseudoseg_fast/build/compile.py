@@ -25,13 +25,12 @@ def compile_arguments(spec: Spec, unit: Unit) -> list[str]:
 
 def ninja_file(spec: Spec, toolchain: Toolchain) -> str:
     """Return the text of the ninja file that builds the library `spec.name + spec.suffix` in its own folder."""
-    cxx = _words(toolchain.cxx)
     lines = [
         "rule compile",
-        f"  command = {cxx} $arguments -c $in -o $out",
+        f"  command = {_words(toolchain.compiler)} $arguments -c $in -o $out",
         "  description = compile $out",
         "rule link",
-        f"  command = {cxx} -shared $in $arguments -o $out",
+        f"  command = {_words(toolchain.cxx)} -shared $in $arguments -o $out",
         "  description = link $out",
     ]
     for unit in spec.units:
@@ -63,7 +62,7 @@ def compile_library(spec: Spec, toolchain: Toolchain, folder: Path) -> Path:
         shown = "\n".join(done.stdout.strip().splitlines()[-_LINES_SHOWN:])
         raise BuildError(
             f"building {spec.name} with {toolchain.version} failed; the last lines of the build were\n{shown}\n"
-            "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=..., "
+            "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=... (of nvcc: NVCC_CCBIN=...), "
             f"{REMEDY}"
         )
     return folder / f"{spec.name}{spec.suffix}"
