@@ -8,7 +8,8 @@ library      load them into this process
 cmake        the same spec for CMakeLists.txt
 
 At first use the order is: packaged in the wheel (`PSEUDOSEG_BUILD=1 pip install --no-build-isolation .` or CMake),
-then the cache, then a build; CUDA kernels are built for the GPUs at hand. `python -m pseudoseg_fast.build` builds ahead of first use; importing builds nothing.
+then the cache, then a build; CUDA kernels are built for the GPUs at hand. `python -m pseudoseg_fast.build` builds
+ahead of first use; importing builds nothing.
 """
 
 from .cache import Library, cache_folders, ensure, find

@@ -62,8 +62,8 @@ def compile_library(spec: Spec, toolchain: Toolchain, folder: Path) -> Path:
         shown = "\n".join(done.stdout.strip().splitlines()[-_LINES_SHOWN:])
         raise BuildError(
             f"building {spec.name} with {toolchain.version} failed; the last lines of the build were\n{shown}\n"
-            "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=... (of nvcc: NVCC_CCBIN=...), "
-            f"{REMEDY}"
+            "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=..., "
+            f"that of nvcc with NVCC_CCBIN=..., {REMEDY}"
         )
     return folder / f"{spec.name}{spec.suffix}"
 

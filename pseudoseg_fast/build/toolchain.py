@@ -26,7 +26,7 @@ _INSTALL_NVCC = "install the CUDA toolkit, set CUDA_HOME to it, or `pip install 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler, and nvcc where CUDA is compiled: the commands that run them and what they say about themselves."""
+    """A C++ compiler, and nvcc for CUDA: the commands that run them and what they say about themselves."""
 
     cxx: tuple[str, ...]
     version: str
