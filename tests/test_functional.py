@@ -263,7 +263,7 @@ def test_arguments_are_not_modified(target):
     for name, logits, args, options in case.losses():
         loss_and_gradient(getattr(functional, name), logits, args, options | {"backend": target.backend})
     functional.fuse_predictions(case.decoder, case.cam, size=case.size, backend=target.fusing)
-    functional.predict_labels(case.student, case.size, backend=target.fusing)
+    functional.predict_labels(case.student, case.size, backend=target.backend)
     for name, value in tensors.items():
         assert torch.equal(value, before[name]), name
 

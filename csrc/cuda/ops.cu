@@ -36,7 +36,7 @@ LossResult run_loss(const Launcher& launch, LossWork<T>& work, const Tensor& stu
   Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
 
   work.classes = int(classes);
-  work.group = group_size(classes, kSlots<T>);
+  work.group = group_size<T>(classes);
   work.loss = reduction == kNone ? loss.template mutable_data_ptr<T>() : nullptr;
   work.gradient = with_gradient ? gradient.template mutable_data_ptr<T>() : nullptr;
   const int64_t left = kSharedBytes - loss_memory(work);
@@ -183,7 +183,7 @@ Tensor predict_labels_as(const Tensor& logits, int64_t height, int64_t width, bo
   const int64_t images = logits.size(0), classes = logits.size(1);
   const ScalarType dtype = classes <= 256 ? ScalarType::Byte : ScalarType::Long;
   Tensor labels = torch::stable::new_empty(logits, {images, height, width}, dtype);
-  const int group = group_size(classes, kSlots<T>);
+  const int group = group_size<T>(classes);
   const Tiling tiling =
       tiling_of(images, logits.size(2), logits.size(3), height, width, kThreads / group, logits.size(3));
   const PredictWork<T> work = {tiling, group, int(classes), maps[0], labels.mutable_data_ptr()};

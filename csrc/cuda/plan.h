@@ -17,10 +17,11 @@ namespace psf::cuda {
 constexpr int64_t kSharedBytes = 48 << 10;  // of a block, without asking for more
 
 // The least power of two of threads that hold the classes of a pixel.
-inline int group_size(int64_t classes, int slots) {
-  STD_TORCH_CHECK(classes <= kMaxClasses, "the CUDA kernels take up to ", kMaxClasses, " classes, got ", classes);
+template <class T>
+int group_size(int64_t classes) {
+  STD_TORCH_CHECK(classes <= kMaxClasses<T>, "the CUDA kernels take up to ", kMaxClasses<T>, " classes, got ", classes);
   int size = 1;
-  while (int64_t(size) * slots < classes) size *= 2;
+  while (int64_t(size) * kSlots<T> < classes) size *= 2;
   return size;
 }
 

@@ -17,13 +17,15 @@ namespace psf::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// Classes of one pixel that a thread keeps in registers, without spills for kBlocks blocks per multiprocessor. Up to
-// kThreads threads share a pixel, which bounds the number of classes.
+// Classes of one pixel that a thread keeps in registers, without spills for kBlocks blocks per multiprocessor.
 template <class T>
 constexpr int kSlots = sizeof(T) == 4 ? 6 : 4;
 template <class T>
 constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
-constexpr int64_t kMaxClasses = kThreads * kSlots<double>;
+
+// Up to kThreads threads share a pixel; what a block keeps of two nodes of this many classes fits in its memory.
+template <class T>
+constexpr int64_t kMaxClasses = 4096 / sizeof(T);
 
 // Linear interpolation along one axis: output i = (1 - weight[i]) node[low[i]] + weight[i] node[low[i] + 1], and
 // W'W of its matrix W as diagonal and pairs.

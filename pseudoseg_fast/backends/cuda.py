@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FUNCTIONS = ("consistency_loss", "cross_entropy", "predict_labels", "soft_cross_entropy")
 MAX_CLASSES = 1024
-"""The classes that the threads of one block can hold (csrc/cuda/work.cuh)."""
+"""The classes that a block can hold; half of that in float64 (csrc/cuda/work.cuh)."""
 
 
 def can_run(function: str, tensors: Sequence[Tensor], *, raise_error: bool = False) -> bool:
@@ -52,8 +52,9 @@ def _reason(function: str, tensors: Sequence[Tensor]) -> str:
         if tensor.device.type != "cuda":
             return f"it needs CUDA tensors, got one on {tensor.device}; use backend='auto'"
     classes = tensors[0].shape[1]
-    if classes > MAX_CLASSES:
-        return f"it takes up to {MAX_CLASSES} classes, got {classes}; use backend='eager'"
+    most = MAX_CLASSES // 2 if any(tensor.dtype == torch.float64 for tensor in tensors) else MAX_CLASSES
+    if classes > most:
+        return f"it takes up to {most} classes, got {classes}; use backend='eager'"
     return _load()
 
 

@@ -14,6 +14,9 @@ from .errors import REMEDY, BuildError
 from .spec import Spec, Unit
 from .toolchain import Toolchain, find_ninja, include_folders, link_arguments
 
+LOG = "build.log"
+"""What the compilers said, in the folder of the build."""
+
 _LINES_SHOWN = 30
 
 
@@ -58,6 +61,7 @@ def compile_library(spec: Spec, toolchain: Toolchain, folder: Path) -> Path:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
+    (folder / LOG).write_text(done.stdout)
     if done.returncode != 0:
         shown = "\n".join(done.stdout.strip().splitlines()[-_LINES_SHOWN:])
         raise BuildError(

@@ -38,6 +38,7 @@ _COMMON = (
 _NVCC = (
     "-std=c++20",
     "-O3",
+    "--threads=4",  # architectures at once
     "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra",
     "-DUSE_CUDA",
     "-DPSF_ISA=cuda",
