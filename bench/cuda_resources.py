@@ -81,6 +81,7 @@ def main() -> int:
         "compiler": build.nvcc_version(),
         "architectures": list(build.ARCHITECTURES),
         "seconds": round(seconds, 1),
+        "dynamic_shared_bytes_at_most": 48 << 10,  # csrc/cuda/plan.h
         "library_bytes": library.stat().st_size,
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
