@@ -9,6 +9,11 @@ class Target(NamedTuple):
     backend: str
     device: str
 
+    @property
+    def fusing(self):
+        """The backend of fuse_predictions: on a GPU another one has its kernel."""
+        return "auto" if self.backend == "cuda" else self.backend
+
 
 _CUDA = pytest.mark.cuda
 
@@ -16,11 +21,13 @@ ALL = [
     pytest.param(Target("eager", "cpu"), id="eager-cpu"),
     pytest.param(Target("cpp", "cpu"), id="cpp"),
     pytest.param(Target("eager", "cuda"), id="eager-cuda", marks=_CUDA),
+    pytest.param(Target("cuda", "cuda"), id="cuda", marks=_CUDA),
 ]
 
 
 NATIVE = [
     pytest.param(Target("cpp", "cpu"), id="cpp"),
+    pytest.param(Target("cuda", "cuda"), id="cuda", marks=_CUDA),
 ]
 
 

@@ -139,7 +139,7 @@ def test_fuse_predictions(target, shape, dtype):
     case = Case(shape, dtype, target.device)
     for options in ({}, {"norm": "image", "align_corners": True, "temperature": 1.0, "gamma": 0.8}):
         options["size"] = case.size
-        label = functional.fuse_predictions(case.decoder, case.cam, **options, backend=target.backend)
+        label = functional.fuse_predictions(case.decoder, case.cam, **options, backend=target.fusing)
         assert label.dtype == dtype
         truth = reference.fuse_predictions(to_double(case.decoder), to_double(case.cam), **options)
         torch.testing.assert_close(label.cpu().double(), truth, **TOLERANCE[dtype])
@@ -232,7 +232,7 @@ def test_losses_of_strided_arguments(target, layout):
         setattr(case, name, restride(getattr(case, name)))
     check_losses(case, target)
     check_losses(case, target, reduction="none")
-    label = functional.fuse_predictions(case.decoder, case.cam, size=(18, 18), backend=target.backend)
+    label = functional.fuse_predictions(case.decoder, case.cam, size=(18, 18), backend=target.fusing)
     truth = reference.fuse_predictions(to_double(case.decoder), to_double(case.cam), size=(18, 18))
     torch.testing.assert_close(label.cpu().double(), truth, **TOLERANCE[torch.float32])
 
@@ -262,7 +262,7 @@ def test_arguments_are_not_modified(target):
     before = {name: value.clone() for name, value in tensors.items()}
     for name, logits, args, options in case.losses():
         loss_and_gradient(getattr(functional, name), logits, args, options | {"backend": target.backend})
-    functional.fuse_predictions(case.decoder, case.cam, size=case.size, backend=target.backend)
+    functional.fuse_predictions(case.decoder, case.cam, size=case.size, backend=target.fusing)
     functional.predict_labels(case.student, case.size, backend=target.backend)
     for name, value in tensors.items():
         assert torch.equal(value, before[name]), name
@@ -307,7 +307,7 @@ def test_compiles_without_graph_breaks(target):
     options = {"backend": target.backend}
 
     def step(student, decoder, cam, labels, valid):
-        label = functional.fuse_predictions(decoder, cam, size=case.size, **options)
+        label = functional.fuse_predictions(decoder, cam, size=case.size, backend=target.fusing)
         return (
             functional.soft_cross_entropy(student, label, weight=valid, **options)
             + functional.cross_entropy(student, labels, **options)
