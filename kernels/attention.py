@@ -1,8 +1,11 @@
 """What the attention kernels share: loading rows, products, scores and the one pass over the keys.
 
-Names: ``i_`` an index, ``o_`` offsets, BM query rows, BN key rows, BD channels of query and key, BK value channels.
-Scores are kept in units of log2, so that ``exp2`` serves. Products of float32 operands are taken as three TF32
-products (``tf32x3``), which loses no more than float32 rounding does; one TF32 product would lose 13 bits.
+Names: ``i_`` an index, ``o_`` offsets, BM rows that a program owns, BN rows that it walks over at a time, BD channels
+of query and key, BS of them multiplied at a time, BK value channels. Scores are kept in units of log2, so that
+``exp2`` serves.
+
+Products of float32 operands are taken as three TF32 products (``tf32x3``): one would lose 13 bits, and on plain
+float32 units it would take longer. Their operands are split in registers, so long rows are multiplied BS at a time.
 """
 
 import triton
@@ -69,6 +72,38 @@ def masked_scores(products, scale, query_valid, key_valid, inside, HAS_MASK: tl.
 
 
 @triton.jit
+def row_products(
+    own,
+    other,
+    p_own,
+    p_other,
+    o_own,
+    o_other,
+    length,
+    depth,
+    own_stride_l,
+    own_stride_d,
+    other_stride_l,
+    other_stride_d,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    BS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Return the products of rows of query and key [BM, BN]; the loaded rows themselves serve if BS is all of BD."""
+    products = tl.zeros([BM, BN], tl.float32)
+    if BS == BD:
+        products = product(own, tl.trans(other), products, OPERAND)
+    else:
+        for first in range(0, BD, BS):
+            left = load_rows(p_own, o_own, length, depth, own_stride_l, own_stride_d, first, BS)
+            right = load_rows(p_other, o_other, length, depth, other_stride_l, other_stride_d, first, BS)
+            products = product(left, tl.trans(right), products, OPERAND)
+    return products
+
+
+@triton.jit
 def attend(
     p_query,
     p_key,
@@ -90,6 +125,7 @@ def attend(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BS: tl.constexpr,
     BK: tl.constexpr,
     SCORE_OPERAND: tl.constexpr,
     VALUE_OPERAND: tl.constexpr,
@@ -99,16 +135,38 @@ def attend(
     One pass over the keys of an image with a running maximum; the pointers are those of the image.
     """
     HAS_MASK: tl.constexpr = p_mask is not None
-    query = load_rows(p_query, o_queries, length, depth, query_stride_l, query_stride_d, 0, BD)
+    query = None
+    if BS == BD:
+        query = load_rows(p_query, o_queries, length, depth, query_stride_l, query_stride_d, 0, BD)
     query_valid = load_valid(p_mask, o_queries, length, mask_stride_l) if HAS_MASK else o_queries < length
     highest = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     mean = tl.zeros([BM, BK], tl.float32)
     for first_key in range(0, length, BN):
         o_keys = first_key + tl.arange(0, BN)
-        key = load_rows(p_key, o_keys, length, depth, key_stride_l, key_stride_d, 0, BD)
+        key = None
+        if BS == BD:
+            key = load_rows(p_key, o_keys, length, depth, key_stride_l, key_stride_d, 0, BD)
         key_valid = load_valid(p_mask, o_keys, length, mask_stride_l) if HAS_MASK else o_keys < length
-        products = product(query, tl.trans(key), tl.zeros([BM, BN], tl.float32), SCORE_OPERAND)
+        products = row_products(
+            query,
+            key,
+            p_query,
+            p_key,
+            o_queries,
+            o_keys,
+            length,
+            depth,
+            query_stride_l,
+            query_stride_d,
+            key_stride_l,
+            key_stride_d,
+            BM,
+            BN,
+            BD,
+            BS,
+            SCORE_OPERAND,
+        )
         scores = masked_scores(
             products, scale, query_valid[:, None], key_valid[None, :], (o_keys < length)[None, :], HAS_MASK
         )

@@ -12,18 +12,19 @@ from torch import Tensor
 from pseudoseg_fast.reference import NORM_EPS
 
 from .bilinear import axis_scale, upsampled
-from .launch import Config, Launch, Plan, configuration, strides
+from .launch import Config, Launch, Plan, strides
 from .logit_scale import launch as square_sums
 
 # Classes, padded -> pixels and warps of a program; "columns" is how many partial sums are added at a time. Chosen by
 # reasoning and by what compiles without spills; no GPU has measured them.
 CONFIGS = {
-    32: Config(rows=128, columns=512, warps=4, stages=1),
-    64: Config(rows=64, columns=512, warps=4, stages=1),
-    256: Config(rows=32, columns=512, warps=8, stages=1),
-    1024: Config(rows=8, columns=512, warps=8, stages=1),
+    32: Config(rows=64, columns=512, warps=8, stages=1),
+    64: Config(rows=32, columns=512, warps=8, stages=1),
+    256: Config(rows=8, columns=512, warps=8, stages=1),
+    1024: Config(rows=2, columns=512, warps=8, stages=1),
 }
 MAX_CLASSES = max(CONFIGS)
+_MAX_PIXELS = 2**31 - 2**10  # so that the pixels of one image are counted in 32 bits
 
 _EPS = tl.constexpr(NORM_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -76,14 +77,12 @@ def _fuse_kernel(
     BC: tl.constexpr,
     BS: tl.constexpr,
 ):
-    pixels = tl.cast(height, tl.int64) * width
+    pixels = height * width
     blocks = tl.cdiv(pixels, BP)
-    i_image = tl.program_id(0) // blocks
-    first_pixel = tl.program_id(0) % blocks * BP
-    # Only the first pixel needs a 64-bit division.
-    o_x = (first_pixel % width).to(tl.int32) + tl.arange(0, BP)
-    o_y = (first_pixel // width).to(tl.int32) + o_x // width
-    o_x = o_x % width
+    i_image = (tl.program_id(0) // blocks).to(tl.int64)
+    o_pixel = tl.program_id(0) % blocks * BP + tl.arange(0, BP)
+    o_y = o_pixel // width
+    o_x = o_pixel % width
     o_class = tl.arange(0, BC)
     inside = (o_class < classes)[:, None] & (o_y < height)[None, :]  # [BC, BP]
 
@@ -144,7 +143,7 @@ def _fuse_kernel(
         y = tl.exp2(y - tl.max(y, 0)[None, :])
         y = y / tl.sum(y, 0)[None, :]
     offsets = (i_image * classes + o_class.to(tl.int64))[:, None] * pixels
-    offsets += (first_pixel + tl.arange(0, BP))[None, :]
+    offsets += o_pixel[None, :]
     tl.store(label + offsets, y.to(label.dtype.element_ty), mask=inside)
 
 
@@ -166,9 +165,11 @@ def launch(
     """
     images, classes = decoder.shape[:2]
     height, width = size
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"a label of the Triton kernels has at most {_MAX_PIXELS} pixels, got size {size}")
     label = decoder.new_empty((images, classes, height, width))
     padded = triton.next_power_of_2(classes)
-    tile = configuration(CONFIGS, padded)
+    tile = next(config for limit, config in CONFIGS.items() if padded <= limit)
     sums, count = 0, 1
     if squares is not None:
         of_batch = norm == "batch"

@@ -17,12 +17,19 @@ Arguments = dict[str, Tensor | int | float | None]
 
 
 class Config(NamedTuple):
-    """Tile and resources of a kernel: rows (or pixels) that a program owns, columns that it walks over at a time."""
+    """Tile and resources of a kernel.
+
+    Attributes:
+        rows: rows or pixels that a program owns.
+        columns: rows or other things that it walks over at a time.
+        depth: channels that it multiplies at a time.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    depth: int = 0
 
 
 class Launch(NamedTuple):
@@ -64,17 +71,9 @@ class Plan(NamedTuple):
         return self.results
 
 
-def configuration(table: dict[int, Config], size: int) -> Config:
-    """Return the first entry of a table, in rising order of its keys, that is meant for this size."""
-    return next(config for limit, config in table.items() if size <= limit)
-
-
-def operand_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the narrowest dtype that holds the values of all tensors: the one their products are taken in."""
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def operand_dtype(left: Tensor, right: Tensor) -> torch.dtype:
+    """Return the narrowest dtype that holds the values of both tensors: the one their products are taken in."""
+    return torch.promote_types(left.dtype, right.dtype)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -18,7 +18,7 @@ from .bilinear import axis_scale, bands, targets_per_node
 from .launch import Arguments, Config, Launch, strides
 
 # Rows and columns of a tile. Chosen by reasoning; no GPU has measured it.
-CONFIG = Config(rows=16, columns=64, warps=4, stages=1)
+CONFIG = Config(rows=8, columns=64, warps=4, stages=1)
 CLASSES = 16
 """Classes of a program."""
 _ROW_PARTS = 8

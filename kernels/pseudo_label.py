@@ -12,6 +12,9 @@ all of it is done, so each is a boundary between launches:
 
 The norms ``"pixel"`` and ``"none"`` need only the first boundary. They still take three launches: a handful of programs
 combine the statistics, which would otherwise be read whole by every program of the fusion.
+
+Above 32 channels of cam a block of refined maps does not fit into the registers beside the rest. Then ``refine_cam``
+writes them, in float32, and a launch of its own projects them: four in all.
 """
 
 import torch
@@ -22,23 +25,45 @@ from torch import Tensor
 from .attention import attend, load_rows, product
 from .batch_norm import store_block_statistics
 from .fuse_predictions import launch as fusion
-from .launch import Config, Launch, Plan, configuration, operand_dtype, strides, triton_dtype
+from .launch import Arguments, Config, Launch, Plan, operand_dtype, strides
 from .logit_scale import BatchNorm
 from .logit_scale import launch as square_sums
-from .refine_cam_forward import scalars
+from .refine_cam_forward import plan as refine_cam
+from .refine_cam_forward import scalars, tiles
 
-# Bytes of a padded row of query or of float32 value channels, whichever is more -> configuration. Chosen by reasoning
-# and by what compiles without spills in 99 KiB of shared memory; no GPU has measured them.
+# As in refine_cam_forward; no GPU has measured these either.
 CONFIGS = {
-    256: Config(rows=64, columns=64, warps=4, stages=2),
-    512: Config(rows=64, columns=32, warps=8, stages=2),
-    1024: Config(rows=32, columns=32, warps=8, stages=1),
+    (2, 128): Config(rows=64, columns=32, depth=128, warps=4, stages=2),
+    (2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=1),
+    (4, 128): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
+    (4, 256): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
 }
-MAX_CHANNELS = 256
+# Of the projection on its own: "columns" are the channels that it multiplies at a time.
+PROJECTION = Config(rows=64, columns=32, warps=4, stages=2)
+_MOST_CHANNELS = 32  # of cam, whose refined maps stay in registers
+_CLASSES = 32
+"""Classes that are projected at a time."""
 
 
 @triton.jit
-def _project_kernel(
+def _store_logits(projected, blocks, logits, i_image, o_position, length, o_class, classes):
+    """Store projected logits [positions, classes] and their statistics over this block."""
+    offsets = (i_image * classes + o_class)[None, :] * length + o_position[:, None]
+    inside = (o_class < classes)[None, :] & (o_position < length)[:, None]
+    tl.store(projected + offsets, logits, mask=inside)
+    p_block = blocks + tl.program_id(0).to(tl.int64) * 2 * classes
+    store_block_statistics(p_block, logits, o_position, length, o_class, classes)
+
+
+@triton.jit
+def _background_logits(projection, background, o_class, classes, stride_out):
+    """Return what the background channel [positions] adds to the logits [positions, classes]."""
+    weight = tl.load(projection + o_class.to(tl.int64) * stride_out, mask=o_class < classes, other=0.0)
+    return background[:, None] * weight.to(tl.float32)[None, :]
+
+
+@triton.jit
+def _attend_project_kernel(
     query,  # [B, L, D]
     key,  # [B, L, D]
     cam,  # [B, K, L] with strides in the order of [B, L, K]
@@ -68,6 +93,7 @@ def _project_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BS: tl.constexpr,
     BK: tl.constexpr,
     BC: tl.constexpr,
     SCORE_OPERAND: tl.constexpr,
@@ -97,6 +123,7 @@ def _project_kernel(
         BM,
         BN,
         BD,
+        BS,
         BK,
         SCORE_OPERAND,
         VALUE_OPERAND,
@@ -120,16 +147,56 @@ def _project_kernel(
         )
         logits = tl.zeros([BM, BC], tl.float32)
         if BACKGROUND:
-            weight = tl.load(
-                projection + o_class.to(tl.int64) * projection_stride_out, mask=o_class < classes, other=0.0
-            )
-            logits = background[:, None] * weight.to(tl.float32)[None, :]
+            logits = _background_logits(projection, background, o_class, classes, projection_stride_out)
         logits = product(refined, weights, logits, tl.float32)
-        offsets = (i_image * classes + o_class)[None, :] * length + o_position[:, None]
-        inside = (o_class < classes)[None, :] & (o_position < length)[:, None]
-        tl.store(projected + offsets, logits, mask=inside)
-        p_block = blocks + tl.program_id(0).to(tl.int64) * 2 * classes
-        store_block_statistics(p_block, logits, o_position, length, o_class, classes)
+        _store_logits(projected, blocks, logits, i_image, o_position, length, o_class, classes)
+
+
+@triton.jit
+def _project_kernel(
+    refined,  # [B, L, K] float32
+    projection,  # [C, C]
+    projected,  # [B, C, L] float32, written
+    blocks,  # [B * blocks per image, 2, C] float32, written
+    length,
+    channels,
+    classes,
+    projection_stride_out,
+    projection_stride_in,
+    BACKGROUND: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_image = (tl.program_id(0) // tl.cdiv(length, BM)).to(tl.int64)
+    o_position = tl.program_id(0) % tl.cdiv(length, BM) * BM + tl.arange(0, BM)
+    p_refined = refined + i_image * length * channels
+    highest = tl.full([BM], float("-inf"), tl.float32)
+    if BACKGROUND:
+        for first in range(0, channels, BK):
+            part = load_rows(p_refined, o_position, length, channels, channels, 1, first, BK)
+            part = tl.where((first + tl.arange(0, BK) < channels)[None, :], part, float("-inf"))
+            highest = tl.maximum(highest, tl.max(part, 1))
+    p_weights = projection + BACKGROUND * projection_stride_in
+    for first_class in range(0, classes, BC):
+        o_class = first_class + tl.arange(0, BC)
+        logits = tl.zeros([BM, BC], tl.float32)
+        if BACKGROUND:
+            logits = _background_logits(projection, 2.0 - highest, o_class, classes, projection_stride_out)
+        for first in range(0, channels, BK):
+            part = load_rows(p_refined, o_position, length, channels, channels, 1, first, BK)
+            weights = load_rows(
+                p_weights,
+                first + tl.arange(0, BK),
+                channels,
+                classes,
+                projection_stride_in,
+                projection_stride_out,
+                first_class,
+                BC,
+            )
+            logits = product(part, weights, logits, tl.float32)
+        _store_logits(projected, blocks, logits, i_image, o_position, length, o_class, classes)
 
 
 def plan(
@@ -147,42 +214,37 @@ def plan(
     norm: str,
     align_corners: bool,
 ) -> Plan:
-    """Plan the 3 launches; the result is the label [B, C, H, W].
+    """Plan 3 launches, or 4 above 32 channels of cam; the result is the label [B, C, H, W].
 
     Beside it they write the projected logits [B, C, h2 w2] and a few numbers for each block of positions.
     """
     images, classes = decoder.shape[:2]
     rows = cam.flatten(2).mT  # [B, L, K]; a view unless h2 and w2 cannot be one dimension
-    channels, length = cam.shape[1], rows.shape[1]
-    scores = operand_dtype(query, key)
-    padded_depth, padded_channels = (max(16, triton.next_power_of_2(n)) for n in (query.shape[2], channels))
-    tile = configuration(CONFIGS, max(padded_depth * scores.itemsize, padded_channels * 4))
+    length, scale = rows.shape[1], query.shape[2] ** -0.5
+    tile, constants = tiles(query, key, rows, CONFIGS, operand_dtype(query, key).itemsize, _MOST_CHANNELS)
+    fused = rows.shape[2] <= _MOST_CHANNELS
+    if not fused:
+        tile = PROJECTION
     count = images * triton.cdiv(length, tile.rows)
     projected = torch.empty((images, classes, length), dtype=torch.float32, device=cam.device)
     blocks = torch.empty((count, 2, classes), dtype=torch.float32, device=cam.device)
-    arguments = {
-        "query": query,
-        "key": key,
-        "cam": rows,
-        "mask": mask,
+    arguments: Arguments = {
         "projection": projection,
         "projected": projected,
         "blocks": blocks,
         "classes": classes,
-        **scalars(query, key, rows, mask, query.shape[2] ** -0.5),
-        **strides(projection, "projection_stride_out", "projection_stride_in"),
     }
-    constants = {
-        "BACKGROUND": int(background),
-        "BM": tile.rows,
-        "BN": tile.columns,
-        "BD": padded_depth,
-        "BK": padded_channels,
-        "BC": 32,
-        "SCORE_OPERAND": triton_dtype(scores),
-        "VALUE_OPERAND": triton_dtype(cam.dtype),
-    }
-    launches = [Launch(_project_kernel, count, arguments, constants, tile)]
+    arguments |= strides(projection, "projection_stride_out", "projection_stride_in")
+    projecting = {"BACKGROUND": int(background), "BC": _CLASSES}
+    if fused:
+        arguments |= {"query": query, "key": key, "cam": rows, "mask": mask}
+        arguments |= scalars(query, key, rows, mask, scale)
+        launches = [Launch(_attend_project_kernel, count, arguments, constants | projecting, tile)]
+    else:
+        attention = refine_cam(query, key, rows, mask, scale, False, torch.float32)
+        arguments |= {"refined": attention.results[0], "length": length, "channels": rows.shape[2]}
+        projecting |= {"BM": tile.rows, "BK": tile.columns}
+        launches = [*attention.launches, Launch(_project_kernel, count, arguments, projecting, tile)]
 
     batch_norm = BatchNorm(blocks, shift, images, length, tile.rows)
     cam_logits = projected.unflatten(2, cam.shape[2:])

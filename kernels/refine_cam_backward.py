@@ -11,17 +11,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import load_rows, load_valid, masked_scores, product, store_rows
+from .attention import load_rows, load_valid, masked_scores, product, row_products, store_rows
 from .launch import Arguments, Config, Launch, Plan, strides
 from .refine_cam_forward import scalars, tiles
 
-# Bytes of a padded row of query -> configuration; rows are those that a program owns. Chosen by reasoning and by what
-# compiles without spills in 99 KiB of shared memory; no GPU has measured them.
+# Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what compiles
+# without spills in 99 KiB of shared memory; no GPU has measured them.
 CONFIGS = {
-    256: Config(rows=64, columns=64, warps=4, stages=2),
-    512: Config(rows=64, columns=32, warps=8, stages=1),
-    1024: Config(rows=32, columns=16, warps=4, stages=1),
+    (2, 128): Config(rows=64, columns=32, depth=128, warps=8, stages=2),
+    (2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=2),
+    (4, 128): Config(rows=64, columns=16, depth=64, warps=8, stages=1),
+    (4, 256): Config(rows=32, columns=16, depth=32, warps=8, stages=1),
 }
+_MOST_CHANNELS = 32  # of cam, multiplied at a time
 
 
 @triton.jit
@@ -56,12 +58,14 @@ def _grad_query_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BS: tl.constexpr,
     BK: tl.constexpr,
     SCORE_OPERAND: tl.constexpr,
     VALUE_OPERAND: tl.constexpr,
-    GROUPS: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
 ):
     HAS_MASK: tl.constexpr = mask is not None
+    most = BK if ONE_GROUP else channels  # of one group the compiler makes no loop
     blocks = tl.cdiv(length, BM)
     i_image = (tl.program_id(0) // blocks).to(tl.int64)
     o_queries = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
@@ -70,14 +74,14 @@ def _grad_query_kernel(
     p_cam = cam + i_image * cam_stride_b
     p_attended = attended + i_image * length * channels
     p_mask = mask + i_image * mask_stride_b if HAS_MASK else None
-    rows = load_rows(
-        query + i_image * query_stride_b, o_queries, length, depth, query_stride_l, query_stride_d, 0, BD
-    )
+    p_query = query + i_image * query_stride_b
+    rows = None
+    if BS == BD:
+        rows = load_rows(p_query, o_queries, length, depth, query_stride_l, query_stride_d, 0, BD)
     query_valid = load_valid(p_mask, o_queries, length, mask_stride_l) if HAS_MASK else o_queries < length
     log_sum = tl.load(log_total + i_image * length + o_queries, mask=o_queries < length, other=float("inf"))
     row_delta = tl.zeros([BM], tl.float32)
-    for i_group in tl.static_range(GROUPS):
-        first_channel = i_group * BK
+    for first_channel in range(0, most, BK):
         upstream = load_rows(
             p_grad, o_queries, length, channels, grad_stride_l, grad_stride_k, first_channel, BK
         )
@@ -90,14 +94,31 @@ def _grad_query_kernel(
         o_keys = first_key + tl.arange(0, BN)
         keys = load_rows(p_key, o_keys, length, depth, key_stride_l, key_stride_d, 0, BD)
         key_valid = load_valid(p_mask, o_keys, length, mask_stride_l) if HAS_MASK else o_keys < length
-        products = product(rows, tl.trans(keys), tl.zeros([BM, BN], tl.float32), SCORE_OPERAND)
+        products = row_products(
+            rows,
+            keys,
+            p_query,
+            p_key,
+            o_queries,
+            o_keys,
+            length,
+            depth,
+            query_stride_l,
+            query_stride_d,
+            key_stride_l,
+            key_stride_d,
+            BM,
+            BN,
+            BD,
+            BS,
+            SCORE_OPERAND,
+        )
         scores = masked_scores(
             products, scale, query_valid[:, None], key_valid[None, :], (o_keys < length)[None, :], HAS_MASK
         )
         weights = tl.exp2(scores - log_sum[:, None])  # [BM, BN]
         slope = tl.zeros([BM, BN], tl.float32)
-        for i_group in tl.static_range(GROUPS):
-            first_channel = i_group * BK
+        for first_channel in range(0, most, BK):
             upstream = load_rows(
                 p_grad, o_queries, length, channels, grad_stride_l, grad_stride_k, first_channel, BK
             )
@@ -143,26 +164,31 @@ def _grad_key_cam_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BS: tl.constexpr,
     BK: tl.constexpr,
     SCORE_OPERAND: tl.constexpr,
     VALUE_OPERAND: tl.constexpr,
-    GROUPS: tl.constexpr,
+    ONE_GROUP: tl.constexpr,
 ):
     """Own BM keys and walk over BN queries at a time; a group is the BK channels whose grad_cam is written."""
     HAS_MASK: tl.constexpr = mask is not None
+    most = BK if ONE_GROUP else channels  # of one group the compiler makes no loop
     WITH_KEY: tl.constexpr = grad_key is not None
     WITH_CAM: tl.constexpr = grad_cam is not None
     blocks = tl.cdiv(length, BM)
-    OWN_GROUPS: tl.constexpr = GROUPS if WITH_CAM else 1
-    i_group = tl.program_id(0) // blocks % OWN_GROUPS
-    i_image = (tl.program_id(0) // blocks // OWN_GROUPS).to(tl.int64)
+    groups = tl.cdiv(channels, BK) if WITH_CAM else 1
+    i_group = tl.program_id(0) // blocks % groups
+    i_image = (tl.program_id(0) // blocks // groups).to(tl.int64)
     o_keys = tl.program_id(0) % blocks * BM + tl.arange(0, BM)
     own_channel = i_group * BK
     p_grad = grad + i_image * grad_stride_b
     p_query = query + i_image * query_stride_b
     p_cam = cam + i_image * cam_stride_b
     p_mask = mask + i_image * mask_stride_b if HAS_MASK else None
-    keys = load_rows(key + i_image * key_stride_b, o_keys, length, depth, key_stride_l, key_stride_d, 0, BD)
+    p_key = key + i_image * key_stride_b
+    keys = None
+    if BS == BD:
+        keys = load_rows(p_key, o_keys, length, depth, key_stride_l, key_stride_d, 0, BD)
     key_valid = load_valid(p_mask, o_keys, length, mask_stride_l) if HAS_MASK else o_keys < length
 
     if WITH_KEY:
@@ -178,7 +204,25 @@ def _grad_key_cam_kernel(
         log_sum = tl.load(
             log_total + i_image * length + o_queries, mask=o_queries < length, other=float("inf")
         )
-        products = product(keys, tl.trans(rows), tl.zeros([BM, BN], tl.float32), SCORE_OPERAND)
+        products = row_products(
+            keys,
+            rows,
+            p_key,
+            p_query,
+            o_keys,
+            o_queries,
+            length,
+            depth,
+            key_stride_l,
+            key_stride_d,
+            query_stride_l,
+            query_stride_d,
+            BM,
+            BN,
+            BD,
+            BS,
+            SCORE_OPERAND,
+        )
         scores = masked_scores(
             products, scale, query_valid[None, :], key_valid[:, None], (o_queries < length)[None, :], HAS_MASK
         )
@@ -190,8 +234,7 @@ def _grad_key_cam_kernel(
             cam_total = product(weights, upstream, cam_total, VALUE_OPERAND)
         if WITH_KEY:
             slope = tl.zeros([BM, BN], tl.float32)
-            for i_other in tl.static_range(GROUPS):
-                first_channel = i_other * BK
+            for first_channel in range(0, most, BK):
                 upstream = load_rows(
                     p_grad, o_queries, length, channels, grad_stride_l, grad_stride_k, first_channel, BK
                 )
@@ -227,12 +270,12 @@ def plan(
     """Plan the launches; the results are the gradients of query, key and cam.
 
     Those of query and key are empty without ``with_scores``, that of cam without ``with_cam``. With all of them there
-    are 2 launches up to 64 channels and 3 above, where the gradient of the keys needs all channels at once and that of
-    cam is made 64 channels at a time.
+    are 2 launches up to 32 channels and 3 above, where the gradient of the keys needs all channels, 32 at a time, and
+    every program of that of cam makes 64.
     """
-    tile, constants = tiles(query, key, cam, CONFIGS)
-    groups = triton.cdiv(cam.shape[2], constants["BK"])
-    constants["GROUPS"] = groups
+    bytes_ = max(query.itemsize, key.itemsize, cam.itemsize)
+    tile, constants = tiles(query, key, cam, CONFIGS, bytes_, _MOST_CHANNELS)
+    together = cam.shape[2] <= _MOST_CHANNELS
     grad_query, grad_key = (
         torch.empty(t.shape if with_scores else (0,), dtype=t.dtype, device=t.device) for t in (query, key)
     )
@@ -244,22 +287,19 @@ def plan(
     inputs |= strides(grad, "grad_stride_b", "grad_stride_l", "grad_stride_k")
     programs = query.shape[0] * triton.cdiv(query.shape[1], tile.rows)
 
-    def over_keys(key_too: bool, cam_too: bool) -> Launch:
-        outputs: Arguments = {
-            "delta": delta if key_too else None,
-            "grad_key": grad_key if key_too else None,
-            "grad_cam": grad_cam if cam_too else None,
-        }
-        times = groups if cam_too else 1
-        return Launch(_grad_key_cam_kernel, programs * times, inputs | outputs, constants, tile)
-
     launches = []
     if with_scores:
+        constants["ONE_GROUP"] = together
         outputs: Arguments = {"attended": attended, "delta": delta, "grad_query": grad_query}
         launches.append(Launch(_grad_query_kernel, programs, inputs | outputs, constants, tile))
-    if with_scores and with_cam and groups == 1:
-        launches.append(over_keys(True, True))
-    else:
-        launches += [over_keys(True, False)] if with_scores else []
-        launches += [over_keys(False, True)] if with_cam else []
+        outputs = {"delta": delta, "grad_key": grad_key, "grad_cam": None}
+        if with_cam and together:
+            outputs["grad_cam"] = grad_cam
+        launches.append(Launch(_grad_key_cam_kernel, programs, inputs | outputs, constants, tile))
+    if with_cam and not (with_scores and together):
+        outputs = {"delta": None, "grad_key": None, "grad_cam": grad_cam}
+        _, constants = tiles(query, key, cam, CONFIGS, bytes_, 2 * _MOST_CHANNELS)
+        groups = triton.cdiv(cam.shape[2], constants["BK"])
+        constants["ONE_GROUP"] = groups == 1
+        launches.append(Launch(_grad_key_cam_kernel, programs * groups, inputs | outputs, constants, tile))
     return Plan((grad_query, grad_key, grad_cam), launches)

@@ -1,8 +1,8 @@
 """Refine class activation maps: ``cam + softmax(query key' * scale) cam``, without the L x L matrix.
 
-A program owns a block of queries and up to 64 channels of cam. It reads the keys and the cam of its image once, and
-writes its rows of the result once; further channels are further programs, which compute the scores again. What moves
-through L2 is L / BM times the keys and the cam of an image, so the kernel is bound by the products.
+A program owns a block of queries and up to 64 channels of cam (32 of float32). It reads the keys and the cam of its
+image once and writes its rows of the result once; further channels are further programs, which compute the scores
+again. Every image's keys and cam pass L / BM times through L2 and once through memory, so the products bound the time.
 """
 
 import torch
@@ -11,14 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attend, load_rows, store_rows
-from .launch import Config, Launch, Plan, configuration, operand_dtype, strides, triton_dtype
+from .launch import Config, Launch, Plan, operand_dtype, strides, triton_dtype
 
-# Bytes of a padded row of query -> configuration. Chosen by reasoning and by what compiles without spills in 99 KiB of
-# shared memory; no GPU has measured them.
+# Bytes of the operands of the scores, and padded channels of query -> configuration. Chosen by reasoning and by what
+# compiles without spills in 99 KiB of shared memory; no GPU has measured them.
 CONFIGS = {
-    256: Config(rows=128, columns=64, warps=8, stages=3),
-    512: Config(rows=64, columns=32, warps=4, stages=2),
-    1024: Config(rows=32, columns=32, warps=4, stages=2),
+    (2, 128): Config(rows=128, columns=32, depth=128, warps=8, stages=3),
+    (2, 256): Config(rows=64, columns=32, depth=256, warps=4, stages=2),
+    (4, 128): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
+    (4, 256): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
 }
 
 
@@ -49,6 +50,7 @@ def _refine_cam_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BS: tl.constexpr,
     BK: tl.constexpr,
     SCORE_OPERAND: tl.constexpr,
     VALUE_OPERAND: tl.constexpr,
@@ -82,6 +84,7 @@ def _refine_cam_kernel(
         BM,
         BN,
         BD,
+        BS,
         BK,
         SCORE_OPERAND,
         VALUE_OPERAND,
@@ -98,19 +101,28 @@ def _refine_cam_kernel(
             tl.store(log_total + i_image * length + o_queries, log_sum, mask=o_queries < length)
 
 
-def plan(query: Tensor, key: Tensor, cam: Tensor, mask: Tensor | None, scale: float, keep: bool) -> Plan:
+def plan(
+    query: Tensor,
+    key: Tensor,
+    cam: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    keep: bool,
+    dtype: torch.dtype | None = None,
+) -> Plan:
     """Plan one launch; the results are (refined, attended, log_total), the last two empty unless ``keep``.
 
     ``keep`` keeps what backward needs: ``softmax(..) cam`` [B, L, K] and the log-sum-exp of the scores [B, L], in
     units of log2, both float32. The first is kept apart from the result because a half-precision result is too coarse
-    for the gradient.
+    for the gradient. ``dtype`` is that of the refined maps; None for that of cam.
     """
     images, length, channels = cam.shape
-    refined = cam.new_empty((images, length, channels))
+    refined = cam.new_empty((images, length, channels), dtype=dtype)
     kept = (images, length) if keep else (0,)
     attended = cam.new_empty((*kept, channels) if keep else (0,), dtype=torch.float32)
     log_total = cam.new_empty(kept, dtype=torch.float32)
-    tile, constants = tiles(query, key, cam, CONFIGS)
+    most = 64 if cam.itemsize == 2 else 32  # float32 values take twice the registers
+    tile, constants = tiles(query, key, cam, CONFIGS, operand_dtype(query, key).itemsize, most)
     arguments = {
         "query": query,
         "key": key,
@@ -125,16 +137,29 @@ def plan(query: Tensor, key: Tensor, cam: Tensor, mask: Tensor | None, scale: fl
     return Plan((refined, attended, log_total), [launch])
 
 
-def tiles(query: Tensor, key: Tensor, cam: Tensor, table: dict[int, Config]) -> tuple[Config, dict]:
-    """Return the configuration of an attention kernel and its constants."""
+def tiles(
+    query: Tensor,
+    key: Tensor,
+    cam: Tensor,
+    table: dict[tuple[int, int], Config],
+    operand_bytes: int,
+    most_channels: int,
+) -> tuple[Config, dict]:
+    """Return the configuration of an attention kernel for operands of so many bytes, and its constants.
+
+    It takes up to ``most_channels`` value channels at a time.
+    """
     scores = operand_dtype(query, key)
     padded = max(16, triton.next_power_of_2(query.shape[2]))
-    tile = configuration(table, padded * scores.itemsize)
+    tile = next(
+        config for (bytes_, depth), config in table.items() if operand_bytes == bytes_ and padded <= depth
+    )
     return tile, {
         "BM": tile.rows,
         "BN": tile.columns,
         "BD": padded,
-        "BK": min(64, max(16, triton.next_power_of_2(cam.shape[2]))),
+        "BS": min(padded, tile.depth),
+        "BK": min(most_channels, max(16, triton.next_power_of_2(cam.shape[2]))),
         "SCORE_OPERAND": triton_dtype(scores),
         "VALUE_OPERAND": triton_dtype(cam.dtype),
     }

@@ -20,7 +20,6 @@ FUNCTIONS = ("fuse_predictions", "pseudo_label", "refine_cam")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool)
 _MAX_DEPTH = 256
-_MAX_CHANNELS = 256
 _MAX_CLASSES = 1024
 
 
@@ -53,8 +52,6 @@ def _size_reason(function: str, tensors: Sequence[Tensor]) -> str:
     sizes = {}
     if function != "fuse_predictions":
         sizes["channels of query"] = (tensors[0].shape[2], _MAX_DEPTH)
-    if function == "pseudo_label":
-        sizes["channels of cam"] = (tensors[2].shape[1], _MAX_CHANNELS)
     if function != "refine_cam":
         sizes["classes"] = (tensors[3 if function == "pseudo_label" else 0].shape[1], _MAX_CLASSES)
     for name, (size, limit) in sizes.items():
