@@ -193,7 +193,7 @@ def launch(
         "gamma": gamma,
         "sharpness": 1 / temperature,
         "sums": sums,
-        "inverse_count": 1 / count,
+        "inverse_count": 1 / max(count, 1),  # an empty batch is launched nowhere
         **maps,
     }
     constants = {

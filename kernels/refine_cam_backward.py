@@ -20,7 +20,7 @@ from .refine_cam_forward import scalars, tiles
 CONFIGS = {
     (2, 128): Config(rows=64, columns=32, depth=128, warps=8, stages=2),
     (2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=2),
-    (4, 128): Config(rows=64, columns=16, depth=64, warps=8, stages=1),
+    (4, 128): Config(rows=32, columns=16, depth=32, warps=4, stages=1),
     (4, 256): Config(rows=32, columns=16, depth=32, warps=8, stages=1),
 }
 _MOST_CHANNELS = 32  # of cam, multiplied at a time
