@@ -28,8 +28,11 @@ from pseudoseg_fast.kernels import (  # noqa: E402
     refine_cam_forward,
 )
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""Shared memory of a block by compute capability, in KiB (CUDA C++ programming guide)."""
+SHARED_KIB = {80: 99, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""Shared memory of a block by compute capability, in KiB (CUDA C++ programming guide).
+
+8.0 has 163. It is held to the 99 of 8.6 and 8.9, for which the compiler makes the same of a kernel.
+"""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LENGTH = 33 * 33
@@ -46,7 +49,7 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
         pairs.append(("float16", "float16"))
     for scores, values in pairs:
         for depth in (128,) if small else (64, 128, 256):
-            for channels in (20, 150) if values == "float32" else (20,) if small else (20, 60, 150):
+            for channels in (20,) if small and values != "float32" else (20, 150):
                 yield from _attention_cases(scores, values, depth, channels)
     for logits in ("float32", "bfloat16"):
         for classes in (21, 150) if small else (21, 60, 150, 600):
@@ -129,7 +132,7 @@ def complaint(row: dict[str, Any]) -> str:
 def main() -> None:
     """Write the table and report complaints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--capability", type=int, nargs="+", choices=SHARED_KIB, default=[80, 86, 90, 100])
+    parser.add_argument("--capability", type=int, nargs="+", choices=SHARED_KIB, default=[80, 90, 100])
     parser.add_argument("--out", type=Path, default=Path("bench/results/triton_resources.json"))
     parser.add_argument("--small", action="store_true", help="only the cases of the test")
     options = parser.parse_args()

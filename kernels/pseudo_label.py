@@ -25,7 +25,7 @@ from torch import Tensor
 from .attention import attend, load_rows, product
 from .batch_norm import store_block_statistics
 from .fuse_predictions import launch as fusion
-from .launch import Arguments, Config, Launch, Plan, operand_dtype, strides
+from .launch import Arguments, Config, Launch, Plan, strides
 from .logit_scale import BatchNorm
 from .logit_scale import launch as square_sums
 from .refine_cam_forward import plan as refine_cam
@@ -221,7 +221,7 @@ def plan(
     images, classes = decoder.shape[:2]
     rows = cam.flatten(2).mT  # [B, L, K]; a view unless h2 and w2 cannot be one dimension
     length, scale = rows.shape[1], query.shape[2] ** -0.5
-    tile, constants = tiles(query, key, rows, CONFIGS, operand_dtype(query, key).itemsize, _MOST_CHANNELS)
+    tile, constants = tiles(query, key, rows, CONFIGS, _MOST_CHANNELS)
     fused = rows.shape[2] <= _MOST_CHANNELS
     if not fused:
         tile = PROJECTION

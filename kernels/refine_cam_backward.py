@@ -273,8 +273,7 @@ def plan(
     are 2 launches up to 32 channels and 3 above, where the gradient of the keys needs all channels, 32 at a time, and
     every program of that of cam makes 64.
     """
-    bytes_ = max(query.itemsize, key.itemsize, cam.itemsize)
-    tile, constants = tiles(query, key, cam, CONFIGS, bytes_, _MOST_CHANNELS)
+    tile, constants = tiles(query, key, cam, CONFIGS, _MOST_CHANNELS)
     together = cam.shape[2] <= _MOST_CHANNELS
     grad_query, grad_key = (
         torch.empty(t.shape if with_scores else (0,), dtype=t.dtype, device=t.device) for t in (query, key)
@@ -298,7 +297,7 @@ def plan(
         launches.append(Launch(_grad_key_cam_kernel, programs, inputs | outputs, constants, tile))
     if with_cam and not (with_scores and together):
         outputs = {"delta": None, "grad_key": None, "grad_cam": grad_cam}
-        _, constants = tiles(query, key, cam, CONFIGS, bytes_, 2 * _MOST_CHANNELS)
+        _, constants = tiles(query, key, cam, CONFIGS, 2 * _MOST_CHANNELS)
         groups = triton.cdiv(cam.shape[2], constants["BK"])
         constants["ONE_GROUP"] = groups == 1
         launches.append(Launch(_grad_key_cam_kernel, programs * groups, inputs | outputs, constants, tile))

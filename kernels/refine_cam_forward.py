@@ -13,10 +13,10 @@ from torch import Tensor
 from .attention import attend, load_rows, store_rows
 from .launch import Config, Launch, Plan, operand_dtype, strides, triton_dtype
 
-# Bytes of the operands of the scores, and padded channels of query -> configuration. Chosen by reasoning and by what
+# Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what
 # compiles without spills in 99 KiB of shared memory; no GPU has measured them.
 CONFIGS = {
-    (2, 128): Config(rows=128, columns=32, depth=128, warps=8, stages=3),
+    (2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=2),
     (2, 256): Config(rows=64, columns=32, depth=256, warps=4, stages=2),
     (4, 128): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
     (4, 256): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
@@ -122,7 +122,7 @@ def plan(
     attended = cam.new_empty((*kept, channels) if keep else (0,), dtype=torch.float32)
     log_total = cam.new_empty(kept, dtype=torch.float32)
     most = 64 if cam.itemsize == 2 else 32  # float32 values take twice the registers
-    tile, constants = tiles(query, key, cam, CONFIGS, operand_dtype(query, key).itemsize, most)
+    tile, constants = tiles(query, key, cam, CONFIGS, most)
     arguments = {
         "query": query,
         "key": key,
@@ -142,18 +142,13 @@ def tiles(
     key: Tensor,
     cam: Tensor,
     table: dict[tuple[int, int], Config],
-    operand_bytes: int,
     most_channels: int,
 ) -> tuple[Config, dict]:
-    """Return the configuration of an attention kernel for operands of so many bytes, and its constants.
-
-    It takes up to ``most_channels`` value channels at a time.
-    """
+    """Return the configuration of an attention kernel and its constants, with so many channels of cam at a time."""
+    widest = max(query.itemsize, key.itemsize, cam.itemsize)
     scores = operand_dtype(query, key)
     padded = max(16, triton.next_power_of_2(query.shape[2]))
-    tile = next(
-        config for (bytes_, depth), config in table.items() if operand_bytes == bytes_ and padded <= depth
-    )
+    tile = next(config for (bytes_, depth), config in table.items() if widest == bytes_ and padded <= depth)
     return tile, {
         "BM": tile.rows,
         "BN": tile.columns,
