@@ -54,10 +54,14 @@ def test_compiled_kernels_are_for_cuda_tensors():
     assert backends.choose("refine_cam", (x, x, x)) is not backends.triton.refine_cam
 
 
-def test_importing_the_package_imports_no_triton():
-    code = "import sys, pseudoseg_fast.functional; print([n for n in sys.modules if n.split('.')[0] == 'triton'])"
+def test_work_on_the_cpu_loads_no_kernels():
+    """Nor Triton with them; torch may import that on its own account."""
+    code = (
+        "import sys, torch; from pseudoseg_fast import functional as f; x = torch.zeros(1, 4, 8)\n"
+        "f.refine_cam(x, x, x); print('pseudoseg_fast.kernels' in sys.modules)"
+    )
     done = python("-c", code)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
 def test_without_triton_the_reason_is_given(tmp_path):
@@ -68,5 +72,5 @@ def test_without_triton_the_reason_is_given(tmp_path):
         "try: f.fuse_predictions(x, x, backend='triton')\n"
         "except RuntimeError as error: print(error)"
     )
-    done = python("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    done = python("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]), TRITON_INTERPRET="1")
     assert "Triton cannot be imported (no triton here)" in done.stdout, done.stdout + done.stderr

@@ -5,6 +5,7 @@ this backend can run. Launches go to the current stream and never wait for the d
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,11 +69,28 @@ _kernels: list[ModuleType] = []
 def _device_reason(kind: str, index: int | None) -> str:
     """Load the kernels once and look at each device once; return why they cannot run there, or an empty string."""
     if (kind, index) not in _reasons:  # not functools.cache: torch.compile looks through it
-        _reasons[kind, index] = _load() or _ask_device(kind, index)
+        _reasons[kind, index] = _ask_device(kind, index) or _load()
     return _reasons[kind, index]
 
 
+def _ask_device(kind: str, index: int | None) -> str:
+    """Tell why the kernels cannot run on a device, without importing Triton."""
+    if kind == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return ""
+        return "it needs CUDA tensors, got one on cpu; use backend='auto', or set TRITON_INTERPRET=1 to debug"
+    if torch.version.hip:
+        return "it needs an NVIDIA GPU, this torch is built for ROCm; use backend='eager'"
+    if not torch.cuda.is_available():  # only fake tensors can be there
+        return "it needs an NVIDIA GPU, torch sees none"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0 or newer, got {capability}; use backend='eager'"
+    return ""
+
+
 def _load() -> str:
+    """Import Triton and the kernels, and register the operators; return why not, or an empty string."""
     if _kernels:
         return ""
     try:
@@ -83,21 +101,6 @@ def _load() -> str:
         return f"it needs Triton 3.4 or newer, got {triton.__version__}; upgrade it with torch"
     _kernels.append(import_kernels())
     _register()
-    return ""
-
-
-def _ask_device(kind: str, index: int | None) -> str:
-    if kind == "cpu":
-        if _part("launch").INTERPRETED:
-            return ""
-        return "it needs CUDA tensors, got one on cpu; use backend='auto', or set TRITON_INTERPRET=1 to debug"
-    if torch.version.hip:
-        return "it needs an NVIDIA GPU, this torch is built for ROCm; use backend='eager'"
-    if not torch.cuda.is_available():  # only fake tensors can be there
-        return "it needs an NVIDIA GPU, torch sees none"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < (8, 0):
-        return f"it needs compute capability 8.0 or newer, got {capability}; use backend='eager'"
     return ""
 
 
