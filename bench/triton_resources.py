@@ -67,17 +67,18 @@ def _attention_cases(scores: str, values: str, depth: int, channels: int) -> Ite
     mask = torch.empty(8, _LENGTH, dtype=torch.bool, device="meta")
     attended, log_total = _meta(8, _LENGTH, channels), _meta(8, _LENGTH)
     for launch in refine_cam_forward.plan(query, query, cam, mask, 0.1, True).launches:
-        yield f"{name}, mask", launch
+        yield name, launch
     gradient = (cam, query, query, cam, mask, 0.1, attended, log_total)
     for launch in refine_cam_backward.plan(*gradient, True, True).launches:
-        yield f"{name}, mask", launch
-    yield f"{name}, mask, cam alone", refine_cam_backward.plan(*gradient, False, True).launches[-1]
-    yield f"{name}, mask, cam detached", refine_cam_backward.plan(*gradient, True, False).launches[-1]
+        yield name, launch
+    yield f"{name}, cam alone", refine_cam_backward.plan(*gradient, False, True).launches[-1]
+    yield f"{name}, cam detached", refine_cam_backward.plan(*gradient, True, False).launches[-1]
+    query = _meta(8, depth, _LENGTH, dtype=scores).mT  # as a convolution leaves it
     classes = channels + 1
     for norm in ("batch", "none"):
         plan = pseudo_label.plan(
-            query.mT.contiguous().mT,  # as a convolution leaves it
-            query.mT.contiguous().mT,
+            query,
+            query,
             _map(channels, 33, values),
             _map(classes, 129, scores),
             _meta(classes, classes),
