@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from targets import on_all_targets
+from comparison import assert_as_good_as_eager
+from targets import on_all_targets, on_attention_targets, on_fusion_targets
 
 from pseudoseg_fast import backends, functional, reference
 
@@ -132,7 +133,7 @@ def test_consistency_loss_options(target, norm, temperature):
     check_losses(case, target, "none", fusion=fusion | {"threshold": 0.5})
 
 
-@on_all_targets
+@on_fusion_targets
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_fuse_predictions(target, shape, dtype):
@@ -299,6 +300,63 @@ def test_refine_cam_masks_in_any_dtype_and_under_autocast(dtype):
             actual = functional.refine_cam(q, k, cam, mask=mask)
         assert actual.dtype == dtype
         torch.testing.assert_close(actual.double(), truth, **TOLERANCE[dtype])
+
+
+ATTENTION_SHAPES = [
+    pytest.param((2, 5, 7, 24, 3), id="odd"),
+    pytest.param((1, 9, 15, 128, 21), id="21-classes"),
+    pytest.param((1, 8, 9, 200, 150), id="150-classes"),
+]
+
+
+@on_attention_targets
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_refine_cam_and_its_gradients(target, shape, dtype):
+    images, height, width, depth, channels = shape
+    length = height * width
+    tensors = [torch.randn(images, length, depth).to(dtype) for _ in range(2)]
+    tensors.append(torch.rand(images, length, channels).to(dtype))
+    upstream = torch.randn(images, length, channels).to(dtype)
+    mask = torch.rand(images, length) > 0.3
+
+    def run(function, to, **options):
+        leaves = [to(tensor).requires_grad_() for tensor in tensors]
+        result = function(*leaves, mask=to(mask), **options)
+        return result.detach(), *torch.autograd.grad(result, leaves, to(upstream))
+
+    actual = run(functional.refine_cam, lambda x: x.to(target.device, copy=True), backend=target.backend)
+    eager = run(reference.refine_cam, torch.clone)
+    truth = run(reference.refine_cam, to_double)
+    for name, *values in zip(("result", "query", "key", "cam"), actual, eager, truth, strict=True):
+        assert_as_good_as_eager(*values, name)
+
+
+@on_attention_targets
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_pseudo_label(target, shape, dtype):
+    images, height, width, depth, classes = shape
+    tensors = [torch.randn(images, depth, height * width).to(dtype).mT for _ in range(2)]
+    tensors.append(torch.rand(images, classes - 1, height, width).to(dtype))
+    tensors.append(torch.randn(images, classes, 12, 14).to(dtype))
+    given = {
+        "projection": torch.eye(classes) + 0.1 * torch.randn(classes, classes),
+        "shift": torch.randn(classes),
+        "mask": torch.rand(images, height * width) > 0.2,
+    }
+    for norm in functional.NORMS:
+        options = {"background": True, "size": (33, 41), "norm": norm}
+        actual = functional.pseudo_label(
+            *(tensor.to(target.device) for tensor in tensors),
+            **{name: value.to(target.device) for name, value in given.items()},
+            **options,
+            backend=target.backend,
+        )
+        eager = reference.pseudo_label(*tensors, **given, **options)
+        double = {name: to_double(value) for name, value in given.items()}
+        truth = reference.pseudo_label(*map(to_double, tensors), **double, **options)
+        assert_as_good_as_eager(actual, eager, truth, norm)
 
 
 @on_all_targets
