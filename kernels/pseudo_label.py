@@ -14,7 +14,8 @@ The norms ``"pixel"`` and ``"none"`` need only the first boundary. They still ta
 combine the statistics, which would otherwise be read whole by every program of the fusion.
 
 Above 32 channels of cam a block of refined maps does not fit into the registers beside the rest. Then ``refine_cam``
-writes them, in float32, and a launch of its own projects them: four in all.
+writes them, in float32, and a launch of its own projects them: four in all, after copies of queries and keys whose
+channels do not lie together.
 """
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from .attention import attend, load_rows, product
 from .batch_norm import store_block_statistics
 from .fuse_predictions import launch as fusion
-from .launch import Arguments, Config, Launch, Plan, strides
+from .launch import Arguments, Config, Launch, Plan, dense_rows, strides
 from .logit_scale import BatchNorm
 from .logit_scale import launch as square_sums
 from .refine_cam_forward import plan as refine_cam
@@ -241,7 +242,7 @@ def plan(
         arguments |= scalars(query, key, rows, mask, scale)
         launches = [Launch(_attend_project_kernel, count, arguments, constants | projecting, tile)]
     else:
-        attention = refine_cam(query, key, rows, mask, scale, False, torch.float32)
+        attention = refine_cam(dense_rows(query), dense_rows(key), rows, mask, scale, False, torch.float32)
         arguments |= {"refined": attention.results[0], "length": length, "channels": rows.shape[2]}
         projecting |= {"BM": tile.rows, "BK": tile.columns}
         launches = [*attention.launches, Launch(_project_kernel, count, arguments, projecting, tile)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention import load_rows, load_valid, masked_scores, product, row_products, store_rows
 from .launch import Arguments, Config, Launch, Plan, strides
-from .refine_cam_forward import scalars, tiles
+from .refine_cam_forward import most_channels, scalars, tiles
 
 # Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what compiles
 # without spills in 99 KiB of shared memory; no GPU has measured them.
@@ -271,7 +271,7 @@ def plan(
 
     Those of query and key are empty without ``with_scores``, that of cam without ``with_cam``. With all of them there
     are 2 launches up to 32 channels and 3 above, where the gradient of the keys needs all channels, 32 at a time, and
-    every program of that of cam makes 64.
+    that of cam is shared among programs as in forward.
     """
     tile, constants = tiles(query, key, cam, CONFIGS, _MOST_CHANNELS)
     together = cam.shape[2] <= _MOST_CHANNELS
@@ -297,7 +297,7 @@ def plan(
         launches.append(Launch(_grad_key_cam_kernel, programs, inputs | outputs, constants, tile))
     if with_cam and not (with_scores and together):
         outputs = {"delta": None, "grad_key": None, "grad_cam": grad_cam}
-        _, constants = tiles(query, key, cam, CONFIGS, 2 * _MOST_CHANNELS)
+        _, constants = tiles(query, key, cam, CONFIGS, most_channels(cam))
         groups = triton.cdiv(cam.shape[2], constants["BK"])
         constants["ONE_GROUP"] = groups == 1
         launches.append(Launch(_grad_key_cam_kernel, programs * groups, inputs | outputs, constants, tile))

@@ -121,8 +121,7 @@ def plan(
     kept = (images, length) if keep else (0,)
     attended = cam.new_empty((*kept, channels) if keep else (0,), dtype=torch.float32)
     log_total = cam.new_empty(kept, dtype=torch.float32)
-    most = 64 if cam.itemsize == 2 else 32  # float32 values take twice the registers
-    tile, constants = tiles(query, key, cam, CONFIGS, most)
+    tile, constants = tiles(query, key, cam, CONFIGS, most_channels(cam))
     arguments = {
         "query": query,
         "key": key,
@@ -137,12 +136,17 @@ def plan(
     return Plan((refined, attended, log_total), [launch])
 
 
+def most_channels(cam: Tensor) -> int:
+    """Return how many channels of cam a program takes: float32 takes twice the registers."""
+    return 64 if cam.itemsize == 2 else 32
+
+
 def tiles(
     query: Tensor,
     key: Tensor,
     cam: Tensor,
     table: dict[tuple[int, int], Config],
-    most_channels: int,
+    channels: int,
 ) -> tuple[Config, dict]:
     """Return the configuration of an attention kernel and its constants, with so many channels of cam at a time."""
     widest = max(query.itemsize, key.itemsize, cam.itemsize)
@@ -154,7 +158,7 @@ def tiles(
         "BN": tile.columns,
         "BD": padded,
         "BS": min(padded, tile.depth),
-        "BK": min(most_channels, max(16, triton.next_power_of_2(cam.shape[2]))),
+        "BK": min(channels, max(16, triton.next_power_of_2(cam.shape[2]))),
         "SCORE_OPERAND": triton_dtype(scores),
         "VALUE_OPERAND": triton_dtype(cam.dtype),
     }

@@ -131,20 +131,12 @@ def refine_cam(
 ) -> Tensor:
     """See ``functional.refine_cam``."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    query, key = _dense_rows(query), _dense_rows(key)
+    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))  # see launch.dense_rows
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, cam))
     operator = torch.ops.pseudoseg_triton.refine_cam
     if torch.compiler.is_compiling() or not differentiable:
         return operator(query, key, cam, mask, scale, differentiable)[0]
     return _RefineCam.apply(query, key, cam, mask, scale)
-
-
-def _dense_rows(rows: Tensor) -> Tensor:
-    """Copy what a convolution left as [B, D, L].
-
-    Every block of queries reads all keys. Of dense rows it reads 16 bytes at a time, of others as little as 2.
-    """
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def fuse_predictions(
