@@ -44,14 +44,14 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
     Args:
         small: only what a test has time for: every kernel in the configurations of the usual sizes.
     """
-    pairs = [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")]
+    pairs = [("float32", "float32"), ("bfloat16", "bfloat16")]
     if not small:
-        pairs.append(("float16", "float16"))
+        pairs += [("bfloat16", "float32"), ("float16", "float16")]
     for scores, values in pairs:
         for depth in (128,) if small else (64, 128, 256):
             for channels in (20,) if small and values != "float32" else (20, 150):
-                yield from _attention_cases(scores, values, depth, channels)
-    for logits in ("float32", "bfloat16"):
+                yield from _attention_cases(scores, values, depth, channels, small)
+    for logits in ("float32",) if small else ("float32", "bfloat16"):
         for classes in (21, 150) if small else (21, 60, 150, 600):
             for norm, temperature in (("batch", 0.5), ("pixel", 0.7)):
                 decoder, cam = _map(classes, 129, logits), _map(classes, 33, "float32")
@@ -60,7 +60,9 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
                     yield f"logits {logits}, C {classes}, norm {norm}, T {temperature}", launch
 
 
-def _attention_cases(scores: str, values: str, depth: int, channels: int) -> Iterator[tuple[str, Any]]:
+def _attention_cases(
+    scores: str, values: str, depth: int, channels: int, small: bool
+) -> Iterator[tuple[str, Any]]:
     name = f"query {scores}, cam {values}, D {depth}, K {channels}"
     query = _meta(8, _LENGTH, depth, dtype=scores)
     cam = _meta(8, _LENGTH, channels, dtype=values)
@@ -71,8 +73,9 @@ def _attention_cases(scores: str, values: str, depth: int, channels: int) -> Ite
     gradient = (cam, query, query, cam, mask, 0.1, attended, log_total)
     for launch in refine_cam_backward.plan(*gradient, True, True).launches:
         yield name, launch
-    yield f"{name}, cam alone", refine_cam_backward.plan(*gradient, False, True).launches[-1]
-    yield f"{name}, cam detached", refine_cam_backward.plan(*gradient, True, False).launches[-1]
+    if not small:
+        yield f"{name}, cam alone", refine_cam_backward.plan(*gradient, False, True).launches[-1]
+        yield f"{name}, cam detached", refine_cam_backward.plan(*gradient, True, False).launches[-1]
     query = _meta(8, depth, _LENGTH, dtype=scores).mT  # as a convolution leaves it
     classes = channels + 1
     for norm in ("batch", "none"):
@@ -143,7 +146,8 @@ def main() -> None:
     options.out.write_text(f'{{"versions": {head},\n"rows": [\n{lines}\n]}}\n')
     complaints = [text for text in map(complaint, rows) if text]
     print(f"{len(rows)} binaries, {len(complaints)} complaints; table in {options.out}")
-    sys.exit("\n".join(complaints))
+    if complaints:
+        sys.exit("\n".join(complaints))
 
 
 if __name__ == "__main__":
