@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from PIL import Image, ImageOps
 
 from pseudoseg_fast.data.lists import DataError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises on damaged files: its decoders let through whatever the bytes lead them to."""
 IMAGE_MODES = {1: "L", 3: "RGB"}
 
 
@@ -27,11 +32,17 @@ def open_upright(path: Path, max_pixels: int | None = None) -> Image.Image:
         max_pixels: refuse larger pictures by their header, before any of their pixels takes memory.
 
     Raises:
-        UnreadableImage: the file cannot be decoded, or is too large.
+        UnreadableImage: the file cannot be decoded, is too large, or is PostScript, for which Pillow starts a program.
         DataError: the picture holds floating-point numbers.
     """
+    if path.exists() and not path.is_file():
+        raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
     try:
         with Image.open(path) as file:
+            if file.format == "EPS":
+                raise UnreadableImage(
+                    f"{path} is PostScript, a program; expected a picture such as PNG or JPEG"
+                )
             if max_pixels is not None and file.width * file.height > max_pixels:
                 raise UnreadableImage(
                     f"{path} has {file.width} x {file.height} pixels; expected at most {max_pixels} in all, "
