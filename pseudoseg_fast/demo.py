@@ -28,6 +28,7 @@ RUNTIME_FILES = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 """SHA-256 of what the page loads of the npm package."""
+NPM_SECONDS = 300
 _PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -140,9 +141,14 @@ def _fetch_runtime(target: Path) -> None:
             "package elsewhere and give its folder dist as --runtime"
         )
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-        done = subprocess.run(
-            [npm, "pack", "--silent", RUNTIME], cwd=folder, capture_output=True, text=True, check=False
-        )
+        command = [npm, "pack", "--silent", "--fetch-retries=1", RUNTIME]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(
+                f"npm pack {RUNTIME} took longer than {NPM_SECONDS} s; check the network, or give the folder dist of the "
+                "package as --runtime"
+            ) from error
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             raise RuntimeError(
