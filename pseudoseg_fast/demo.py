@@ -146,8 +146,8 @@ def _fetch_runtime(target: Path) -> None:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(
-                f"npm pack {RUNTIME} took longer than {NPM_SECONDS} s; check the network, or give the folder dist of the "
-                "package as --runtime"
+                f"npm pack {RUNTIME} took longer than {NPM_SECONDS} s; check the network, or give the package's folder "
+                "dist as --runtime"
             ) from error
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
