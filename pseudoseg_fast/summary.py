@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from pseudoseg_fast import visualize
+from pseudoseg_fast.data.sets import DEMO
 from pseudoseg_fast.evaluate import Scores, evaluate
-from pseudoseg_fast.loaders import DEMO, val_loader
+from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.visualize import Pixels

@@ -28,8 +28,9 @@ from tqdm import tqdm
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, choose_accelerator, parse_config, to_dict
 from pseudoseg_fast.data.dataset import CorruptCounter
+from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.evaluate import Scores, evaluate
-from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
+from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.method import Teacher, cut_mix, exclude_untagged, labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Network
@@ -124,7 +125,7 @@ class Trainer:
         background = "none" if data.background is None else data.classes[data.background]
         return (
             f"{self.config.method.name} on {len(data.labeled)} labelled and {len(data.unlabeled)} unlabelled pictures, "
-            f"{len(data.val)} for validation, from {data.root}\n"
+            f"{len(data.val)} for validation, from {data.root} (layout {data.layout})\n"
             + (f"{len(data.tags)} pictures have tags\n" if data.tags else "")
             + f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
             f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}"

@@ -114,7 +114,11 @@ BEFORE_THE_FIRST_STEP = {
     "missing weights": (None, {"model.weights": "none.safetensors"}, ["none.safetensors"]),
     "crop size": (None, {"data.crop_size": 0}, ["crop_size must be at least 1 pixel, got 0"]),
     "cut-out": (None, {"data.cutout": 1.5}, ["cutout is a fraction", "got 1.5"]),
-    "channels": (None, {"model.in_channels": 2}, ["in_channels must be 1 (grey) or 3 (colour), got 2"]),
+    "channels": (
+        None,
+        {"model.in_channels": 2},
+        ["0.png has 3 channels, expected 2", "--model.in_channels 3"],
+    ),
     "workers": (None, {"data.workers": -1}, ["num_workers"]),
     "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
     "nothing to go on with": (None, {"run.resume": "auto"}, ["found no file", "checkpoints/last.ckpt"]),
