@@ -34,11 +34,11 @@ def covering_order(pixels: Pixels, seed: int) -> tuple[list[int], int]:
     random = np.random.default_rng(seed)
     shown = pixels > 0
     order: list[int] = []
-    covered = ~shown.any(0)
+    covered: NDArray[np.bool_] = np.logical_not(shown.any(0))
     for index in np.argsort(shown.sum(0), kind="stable"):
         if not covered[index]:
             order.append(int(random.choice(np.flatnonzero(shown[:, index]))))
-            covered |= shown[order[-1]]
+            covered = covered | shown[order[-1]]
     chosen = set(order)
     return order + [int(index) for index in random.permutation(len(pixels)) if index not in chosen], len(
         order

@@ -20,6 +20,14 @@ Color = tuple[int, int, int]
 _IGNORE = "ignore"
 
 
+class WrongIds(DataError):
+    """A mask whose ids mean nothing; ``ids`` has them."""
+
+    def __init__(self, text: str, ids: Sequence[int]) -> None:
+        super().__init__(text)
+        self.ids = tuple(ids)
+
+
 @dataclass(frozen=True)
 class Labels:
     """What the pixels of mask files mean.
@@ -67,7 +75,7 @@ class Labels:
         """Turn the ids [H, W] of a mask file into class ids.
 
         Raises:
-            DataError: an id means neither a class nor ignored.
+            WrongIds: an id means neither a class nor ignored.
         """
         if ids.dtype == np.uint8:
             present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
@@ -77,9 +85,11 @@ class Labels:
             values = present
         label_map = self.label_map if fnmatch(str(path), self.map_only) else {}
         targets = [self._target(int(value), label_map) for value in values]
-        wrong = [str(value) for value in present if self._target(int(value), label_map) is None]
+        wrong = [int(value) for value in present if self._target(int(value), label_map) is None]
         if wrong:
-            raise DataError(f"{path} holds the ids {_some(wrong)}; {self._expected()}")
+            raise WrongIds(
+                f"{path} holds the ids {_some([str(value) for value in wrong])}; {self._expected()}", wrong
+            )
         table = np.array([IGNORE_INDEX if target is None else target for target in targets], np.uint8)
         return table[places].reshape(ids.shape)
 

@@ -141,7 +141,7 @@ def read_sample(
     mask = None
     if sample.mask is not None:
         mask = read_mask(sample.mask, labels, sample.image)
-        _check_sizes(sample, mask.shape, image.shape[:2])
+        check_size(sample, mask.shape, image.shape[:2])
     if short_side is not None:
         image, mask = _resize(image, mask, short_side)
     pixels = torch.from_numpy(image)
@@ -164,7 +164,7 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
             return f"{sample.name} has no mask"
         try:
             mask = read_mask(sample.mask, labels, sample.image)
-            _check_sizes(sample, mask.shape, image_size(sample.image))
+            check_size(sample, mask.shape, image_size(sample.image))
         except UnreadableImage:
             pass  # training skips and counts unreadable pictures, evaluation stops at them
         except DataError as error:
@@ -211,6 +211,35 @@ def image_size(path: Path) -> tuple[int, int]:
         raise
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+
+
+def describe_file(path: Path) -> tuple[str, bool, float | None]:
+    """Return how a file stores its pixels, whether EXIF turns it, and the largest value where it has more than 8 bits.
+
+    Raises:
+        UnreadableImage: the file is no picture.
+        DataError: only a package that is not installed can read it.
+    """
+    try:
+        try:
+            with Image.open(path) as image:
+                deep = image.mode == "F" or image.mode.startswith("I")
+                return (
+                    image.mode,
+                    _orientation(image) != 1,
+                    float(np.max(np.asarray(image))) if deep else None,
+                )
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in _TIFF:
+                raise
+            pixels = _read_channels(path)
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    peak = None if pixels.dtype == np.uint8 else float(pixels.max())
+    return f"{channels} channels of {pixels.dtype}", False, peak
 
 
 def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.uint8]:
@@ -281,7 +310,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _check_sizes(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> None:
+def check_size(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> None:
     """Refuse a mask that does not cover its picture."""
     if tuple(mask) != tuple(image):
         turned = tuple(mask) == tuple(image)[::-1]
