@@ -32,7 +32,14 @@ from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.method import Teacher, cut_mix, exclude_untagged, labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import (
+    Teacher,
+    class_weights,
+    cut_mix,
+    exclude_untagged,
+    labeled_losses,
+    unlabeled_losses,
+)
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
@@ -95,6 +102,8 @@ class Trainer:
         )
         torch.manual_seed(config.run.seed)
         self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
+        weights = class_weights(config.method, self.data.pixels)
+        self.class_weight = None if weights is None else weights.to(self.fabric.device)
         network = build_network(config.model, len(self.data.classes), self.data.background)
         network.to(memory_format=torch.channels_last)
         self.teacher = Teacher(network, config.method.ema) if config.method.ema else None
@@ -211,7 +220,9 @@ class Trainer:
             valid=labeled["valid"].to(device),
         )
         tagged = unlabeled is not None and method.image_labels
-        losses = labeled_losses(method, outputs, masks, image_labels, tagged=tagged)
+        losses = labeled_losses(
+            method, outputs, masks, image_labels, tagged=tagged, class_weight=self.class_weight
+        )
         if unlabeled is not None:
             valid = unlabeled["valid"].to(device)
             tags = unlabeled["tags"].to(device) if method.image_labels else None

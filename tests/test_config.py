@@ -54,10 +54,12 @@ def test_every_odd_value_survives_a_round_trip(tmp_path):
         "--model.std=[0.25]",
         '--model.decoder={"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}',
         "--optim.weight_decay=1e-4",
+        "--method.class_weight=[0.5, 2]",
         "--run.dir=a folder",
         "--run.precision=bf16-mixed",
     )
     assert config.optim.weight_decay == 0.0001
+    assert config.method.class_weight == (0.5, 2.0)
     assert config.model.decoder == {"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
