@@ -263,8 +263,7 @@ def draw_samples(
         if sample.mask is None:
             continue
         image = read_image(sample.image, channels, config.white)
-        image = image[..., None] if image.ndim == 2 else image
-        image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+        image = visualize.as_color(image[..., None] if image.ndim == 2 else image)
         mask = visualize.colorize(read_mask(sample.mask, labels, sample.image), colors)
         rows.append([image, mask, np.round(image * 0.5 + mask * 0.5).astype(np.uint8)])
     visualize.grid(rows, ["picture", "mask", "both"], classes, colors).save(path)

@@ -133,7 +133,7 @@ def draw_samples(
         opacity = confidence[:height, :width, None].numpy()
         rows.append(
             [
-                sample["image"].expand(3, -1, -1).permute(1, 2, 0).numpy(),
+                visualize.as_color(sample["image"].permute(1, 2, 0).numpy()),
                 visualize.colorize(sample["mask"].numpy(), colors),
                 np.round(255 - (255 - guess) * opacity).astype(np.uint8),
                 visualize.colorize(predictions[sample["name"]], colors),

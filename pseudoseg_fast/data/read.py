@@ -98,7 +98,7 @@ def read_mask(path: Path, labels: Labels, image: Path | None = None) -> NDArray[
         DataError: the file cannot be decoded, is a colour picture, or holds ids that are neither classes nor ignored.
     """
     try:
-        with Image.open(path) as file:
+        with _open(path) as file:
             orientation = _orientation(file)
             mode, mask = file.mode, file.convert("RGB") if labels.color_map else file
             if labels.stored and image is not None and orientation == 1:
@@ -199,8 +199,10 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         try:
-            with Image.open(path) as image:
+            with _open(path) as image:
                 width, height = image.size
+                if width * height == 0:
+                    raise ValueError(f"it has {width} x {height} pixels")
                 return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
         except UnidentifiedImageError:
             if path.suffix.lower() not in _TIFF:
@@ -222,7 +224,7 @@ def describe_file(path: Path) -> tuple[str, bool, float | None]:
     """
     try:
         try:
-            with Image.open(path) as image:
+            with _open(path) as image:
                 deep = image.mode == "F" or image.mode.startswith("I")
                 return (
                     image.mode,
@@ -244,7 +246,7 @@ def describe_file(path: Path) -> tuple[str, bool, float | None]:
 
 def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.uint8]:
     """Read a grey or colour picture."""
-    with Image.open(path) as file:
+    with _open(path) as file:
         # Pillow's decoders name their raw format in the tile; 16-bit colour is 8-bit by the time it is decoded.
         raw = str(file.tile[0][3]) if file.tile else ""
         if white is not None and _DEEP_COLOR in raw:
@@ -257,6 +259,19 @@ def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.u
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_to_bytes(np.asarray(image), white, path))
     return np.array(image.convert(_IMAGE_MODES[channels]))
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a picture that Pillow can read whole.
+
+    Raises:
+        UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone.
+    """
+    image = Image.open(path)
+    if path.suffix.lower() in _TIFF and getattr(image, "n_frames", 1) > 1:
+        image.close()
+        raise UnidentifiedImageError("it has several pages")
+    return image
 
 
 def _read_channels(path: Path) -> NDArray[Any]:
@@ -277,6 +292,8 @@ def _read_channels(path: Path) -> NDArray[Any]:
         Exception
     ) as error:  # a damaged file meets tifffile's own errors as well as struct's, numpy's and zlib's
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+    if pixels.size == 0:
+        raise UnreadableImage(f"{path} cannot be read as a picture: it has no pixels")
     if pixels.ndim == 3 and axes[0] not in "YX" and axes[1:] == "YX":
         pixels = np.moveaxis(pixels, 0, 2)
     elif not (pixels.ndim == 2 or (pixels.ndim == 3 and axes[:2] == "YX")):
