@@ -102,7 +102,7 @@ BAD = {
         ["expected one conversion of labels, got data.label_map and data.reduce_zero_label"],
     ),
     "white": ([*DATA, "--data.white=0"], ["data.white must be positive, got 0"]),
-    "unknown preset": (["--config", "demoo"], ["presets demo", "'demoo'", "did you mean 'demo'?"]),
+    "unknown preset": (["--config", "demoo"], ["presets ade20k", "'demoo'", "did you mean 'demo'?"]),
     "unknown preset, other spelling": (["--config=dmo"], ["'dmo'", "did you mean 'demo'?"]),
     "no preset": (["--config"], ["--config: expected one argument"]),
     "forgotten --config": (["demo"], ["unrecognized arguments: demo", "did you mean '--config demo'?"]),
