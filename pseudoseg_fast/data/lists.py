@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,12 +49,18 @@ class Index:
         image_end: end of the pictures' stems that lists may leave out.
     """
 
-    def __init__(self, samples: Iterable[Sample] = (), image_end: str = "") -> None:
+    def __init__(self, samples: Sequence[Sample] = (), image_end: str = "") -> None:
+        self.samples = samples
         self.image_end = image_end
-        self._named: dict[str, list[tuple[str, Sample]]] = defaultdict(list)
-        for sample in samples:
+
+    @functools.cached_property
+    def _named(self) -> dict[str, list[tuple[str, Sample]]]:
+        """The samples by the last part of their keys; made when first needed, since most lists name whole paths."""
+        named: dict[str, list[tuple[str, Sample]]] = defaultdict(list)
+        for sample in self.samples:
             key = self._key(sample.name)
-            self._named[key.rpartition("/")[2]].append((f"/{key}", sample))
+            named[key.rpartition("/")[2]].append((f"/{key}", sample))
+        return named
 
     def find(self, text: str) -> list[Sample]:
         """Return the samples that ``text`` may mean: a path, its end, or an id, with suffix or without."""
@@ -99,20 +106,10 @@ def read_list(
         where = f"{path}, line {number}"
         image, mask = _columns(line, masks, where)
         sample = _picture(root, image, index, where)
-        known = sample if sample.mask else next(iter(index.find(sample.name)), sample)
-        if masks == "ignored":
-            sample = sample._replace(mask=None)
-        elif mask:
-            named = _inside(root, mask, where)
-            replaced += not named.is_file() and known.mask is not None
-            sample = sample._replace(mask=known.mask if known.mask and not named.is_file() else named)
-        elif known.mask:
-            sample = sample._replace(mask=known.mask)
-        elif sample.image.is_file():
-            raise DataError(
-                f"{where}: expected 'image mask', got {line.strip()!r}; a labelled list needs both, or a --data.layout "
-                "that knows the mask of each picture"
-            )
+        sample = (
+            sample._replace(mask=None) if masks == "ignored" else _with_mask(sample, mask, root, index, where)
+        )
+        replaced += mask is not None and sample.mask is not None and sample.mask != _inside(root, mask, where)
         missing += [f"line {number}: {file}" for file in sample[1:] if file and not file.is_file()]
         samples.append(sample)
     if missing:
@@ -271,9 +268,23 @@ def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
     return found[0] if found else Sample(path.relative_to(root).as_posix(), path)
 
 
+def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where: str) -> Sample:
+    """Return the sample with the mask that its line names, or the layout's where it names none or a missing one."""
+    named = _inside(root, mask, where) if mask else None
+    if named is None or not named.is_file():
+        known = sample.mask or next((found.mask for found in index.find(sample.name)), None)
+        named = known or named
+    if named is None and sample.image.is_file():
+        raise DataError(
+            f"{where}: expected 'image mask', got only {sample.name!r}; a labelled list needs both, or a "
+            "--data.layout that knows the mask of each picture"
+        )
+    return sample._replace(mask=named)
+
+
 def _inside(root: Path, text: str, where: str) -> Path:
     """Return the file that ``text`` names below ``root``; links are followed, ``..`` must not lead out."""
-    path = Path(os.path.normpath(root / text))
+    path = Path(os.path.normpath(os.path.join(root, text)))
     if not path.is_relative_to(root):
         path = Path(
             os.path.normpath(root / text.lstrip("/"))
@@ -285,15 +296,15 @@ def _inside(root: Path, text: str, where: str) -> Path:
 
 def _read_folder(folder: Path, root: Path) -> list[Sample]:
     """Return the pictures below ``folder``, named relative to ``root`` where they lie inside it."""
-    base = root if folder.is_relative_to(root) else folder
-    images = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    base = len(str(root if folder.is_relative_to(root) else folder).rstrip(os.sep)) + 1
+    images = [path for path in walk(folder) if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
     if not images:
         raise DataError(f"{folder} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(Sample(image.relative_to(base).as_posix(), image) for image in images)
+    return sorted(Sample(path[base:].replace(os.sep, "/"), Path(path)) for path in images)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, hidden ones aside; links are followed, but never back to a folder above."""
+def walk(folder: Path) -> Iterator[str]:
+    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but never back to a folder above."""
     pending = [(str(folder), frozenset[tuple[int, int]]())]
     while pending:
         path, above = pending.pop()
@@ -310,4 +321,4 @@ def walk(folder: Path) -> Iterator[Path]:
                 elif (
                     entry.is_file() or entry.is_symlink()
                 ):  # no pipes; a broken link is a file that cannot be read
-                    yield Path(entry.path)
+                    yield entry.path

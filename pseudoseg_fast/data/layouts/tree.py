@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -38,11 +38,9 @@ class Tree:
     image_end: str = ""
 
     @property
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> list[Sample]:
         """All pictures."""
-        yield from self.labeled
-        yield from self.unlabeled
-        yield from self.val
+        return [*self.labeled, *self.unlabeled, *self.val]
 
 
 def pair(
@@ -89,14 +87,15 @@ def stems(folder: Path, end: str = "") -> dict[str, Path]:
         raise DataError(f"no folder {folder}; {_around(folder)}")
     found: dict[str, Path] = {}
     clashes: list[str] = []
+    start = len(str(folder).rstrip(os.sep)) + 1
     for path in walk(folder):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not relative.stem.endswith(end):
+        name, suffix = os.path.splitext(path[start:])
+        if suffix.lower() not in IMAGE_SUFFIXES or not name.endswith(end):
             continue
-        stem = relative.with_suffix("").as_posix().removesuffix(end)
+        stem = name.replace(os.sep, "/").removesuffix(end)
         if stem in found:
-            clashes.append(f"{found[stem]} and {path.name}")
-        found[stem] = path
+            clashes.append(f"{found[stem]} and {os.path.basename(path)}")
+        found[stem] = Path(path)
     if clashes:
         raise DataError(
             f"{len(clashes)} names below {folder} are shared by two files, and a mask of that name could be of either; "
