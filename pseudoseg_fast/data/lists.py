@@ -304,7 +304,7 @@ def _read_folder(folder: Path, root: Path) -> list[Sample]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but never back to a folder above."""
+    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but not in circles."""
     pending = [(str(folder), frozenset[tuple[int, int]]())]
     while pending:
         path, above = pending.pop()
