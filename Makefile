@@ -2,8 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := pseudoseg_fast tests tools bench setup.py
-CPP := $(wildcard csrc/*)
+SOURCES := pseudoseg_fast kernels tests tools bench setup.py
+CPP := $(wildcard csrc/*.* csrc/cuda/* tests/shim/*.h tests/shim/*.cpp)
 
 .PHONY: train test check format clean
 

@@ -2,6 +2,7 @@
 
     pip install .                                            compiles nothing; the first use does
     PSEUDOSEG_BUILD=1 pip install --no-build-isolation .     compiles now, against the torch that is installed
+    PSEUDOSEG_BUILD=cuda pip install --no-build-isolation .  the CUDA library too, for every architecture
 
 torch is no build requirement: pip would download a second one into the isolated build environment.
 """
@@ -18,7 +19,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-COMPILE = os.environ.get("PSEUDOSEG_BUILD", "0") not in ("", "0")
+WANTED = os.environ.get("PSEUDOSEG_BUILD", "0")
+COMPILE = WANTED not in ("", "0")
 
 
 def load_build_package() -> ModuleType:
@@ -46,7 +48,7 @@ class BuildWithLibraries(build_py):
             target = self.library_folder()
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
-            for spec in native.all_specs():
+            for spec in native.all_specs(native.ARCHITECTURES if WANTED == "cuda" else ()):
                 shutil.copy(native.ensure(spec).path, target / spec.filename)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:

@@ -51,6 +51,7 @@ def pytest_benchmark_update_json(
     """Add the comparison and drop the single timings."""
     output_json["comparison"] = comparison(output_json["benchmarks"])
     output_json["steps"] = step_shares(output_json["benchmarks"])
+    output_json["inference"] = inference(output_json["benchmarks"])
     output_json["machine_info"]["rates"] = rates()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)
@@ -75,13 +76,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if rows := step_shares(done):
         terminalreporter.section("median ms of a step and of its loss path")
         write_table(terminalreporter, rows)
+    if rows := inference(done):
+        terminalreporter.section("median ms from pictures to labels; ratios of ONNX Runtime to eager")
+        write_table(terminalreporter, rows)
 
 
 def write_table(terminalreporter: Any, rows: list[dict[str, Any]]) -> None:
     """Print rows of one kind: strings to the left, numbers to the right."""
     for row in [{name: name for name in rows[0]}, *rows]:
         cells = (
-            f"{row[name]:<20}" if isinstance(rows[0][name], str) else f"{_number(row[name]):>12}"
+            f"{row[name]:<24}" if isinstance(rows[0][name], str) else f"{_number(row[name]):>15}"
             for name in row
         )
         terminalreporter.write_line("".join(cells))
@@ -106,12 +110,31 @@ def step_shares(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def inference(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each encoder, size and batch: the milliseconds of every implementation, and two ratios."""
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for benchmark in benchmarks:
+        info = benchmark["extra_info"]
+        if "encoder" in info:
+            row = times.setdefault((info["encoder"], f"{info['size']} x {info['batch']}"), {})
+            row[info["implementation"]] = 1e3 * benchmark["stats"]["median"]
+    names = ("eager", "compile", "ort", "ort_logits", "ort_core", "ort_int8")
+    rows = []
+    for (encoder, size), row in times.items():
+        ratios = {
+            f"{name} ratio": row["eager"] / row[name] if {"eager", name} <= row.keys() else None
+            for name in ("ort", "ort_int8")
+        }
+        rows.append({"encoder": encoder, "size": size, **{name: row.get(name) for name in names}, **ratios})
+    return rows
+
+
 def comparison(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row for each size and function, with the figures of every implementation side by side."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for benchmark in benchmarks:
         info = benchmark["extra_info"]
-        if "function" not in info:
+        if "calls" not in info:
             continue
         row = rows.setdefault(
             (info["size"], info["function"]),

@@ -33,7 +33,6 @@ LITE0 = (
 )
 RUNS = {
     "demo": "--config demo",
-    "demo_paper": "--config demo --method.hard false --method.threshold 0",
     "camvid": LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt",
     "camvid_full_label": LITE0
     + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt --method.label_size crop",
@@ -79,16 +78,17 @@ def test_step(
     labeled = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
     unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
     masks, valid = (tensor.to(trainer.fabric.device) for tensor in (labeled["mask"], unlabeled["valid"]))
+    tags = unlabeled["tags"].to(masks.device) if method.image_labels else None
     image_labels = image_labels_from_mask(masks, len(trainer.data.classes), trainer.data.background)
     model = trainer.model.train()
     ours = Outputs(*map(leaf, model(labeled["image"].to(masks.device), sgc=True, image_labels=image_labels)))
     strong = Outputs(*map(leaf, model(unlabeled["strong"].to(masks.device))))
     with torch.no_grad():
-        weak = model(unlabeled["weak"].to(masks.device), sgc=True, valid=valid)
+        weak = model(unlabeled["weak"].to(masks.device), sgc=True, image_labels=tags, valid=valid)
 
     def loss_path() -> None:
-        losses = labeled_losses(method, ours, masks, image_labels)
-        losses |= unlabeled_losses(method, 1.0, strong, weak, valid)
+        losses = labeled_losses(method, ours, masks, image_labels, tagged=tags is not None)
+        losses |= unlabeled_losses(method, 1.0, strong, weak, valid, tags)
         inputs = [maps for maps in (*ours, *strong) if maps is not None and maps.requires_grad]
         torch.autograd.grad(sum(losses.values(), torch.zeros(())), inputs, allow_unused=True)
         synchronize()

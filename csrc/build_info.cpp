@@ -1,5 +1,5 @@
 // A Python module without tensors that tells how the CPU library is compiled, for bug reports.
-// The build passes what it knows as strings: PSF_FLAGS, PSF_INSTRUCTION_SETS, PSF_CUDA_ARCHITECTURES, PSF_CPU_LIBRARY.
+// The build passes what it knows as strings: PSF_FLAGS, PSF_INSTRUCTION_SETS, PSF_CPU_LIBRARY.
 
 #include <pybind11/pybind11.h>
 
@@ -36,7 +36,6 @@ py::dict build_info() {
   info["instruction_sets"] = words(PSF_INSTRUCTION_SETS);
   info["supported"] = psf::isa_name(psf::isa_supported());
   info["in_use"] = psf::isa_name(psf::isa_in_use());
-  info["cuda_architectures"] = words(PSF_CUDA_ARCHITECTURES);
   return info;
 }
 

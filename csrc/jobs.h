@@ -3,26 +3,19 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <cstdint>
 #include <memory>
 #include <new>
-#include <optional>
 #include <vector>
 
+#include "arguments.h"
 #include "isa.h"
 #include "kernels_cpu.h"
 #include "plan.h"
 
 namespace psf {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-enum Norm : int64_t { kBatch, kImage, kPixel, kOff };
 
 template <class T>
 const Kernels<T>& kernels() {
@@ -45,39 +38,6 @@ const Kernels<T>& kernels() {
 #endif
   return pick(baseline::f32, baseline::f64);
 }
-
-inline Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::Double:
-      return Dtype::f64;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Bool:
-    case ScalarType::Byte:
-      return Dtype::u8;
-    case ScalarType::Long:
-      return Dtype::i64;
-    default:
-      STD_TORCH_CHECK(false, "expected float32, float64, float16, bfloat16, bool, uint8 or int64");
-  }
-}
-
-inline bool is_float64(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }
-
-// A tensor [B, C, H, W] or [B, H, W].
-inline View view_of(const Tensor& tensor) {
-  const bool has_classes = tensor.dim() == 4;
-  return {tensor.const_data_ptr(),
-          dtype_of(tensor),
-          {tensor.stride(0), has_classes ? tensor.stride(1) : 0, tensor.stride(tensor.dim() - 2),
-           tensor.stride(tensor.dim() - 1)}};
-}
-
-inline View view_of(const std::optional<Tensor>& tensor) { return tensor ? view_of(*tensor) : View{}; }
 
 // The tables behind the struct Map.
 template <class T>
@@ -135,13 +95,6 @@ std::vector<double> mean_squares(const Tensor& logits, const MapTable<T>& table)
   }
   return means;
 }
-
-struct FusionOptions {
-  double gamma, temperature;
-  int64_t norm;
-  double norm_eps;
-  bool align_corners;
-};
 
 // The tables behind the struct Fusion.
 template <class T>

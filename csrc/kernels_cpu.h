@@ -11,16 +11,9 @@
 
 #include <cstdint>
 
+#include "tensors.h"
+
 namespace psf {
-
-enum class Dtype { f32, f64, f16, bf16, u8, i64 };
-
-// A strided tensor [B, C, H, W]; without C its stride is 0. `data` is null where no tensor is given.
-struct View {
-  const void* data;
-  Dtype dtype;
-  int64_t strides[4];
-};
 
 // Linear interpolation along one axis: output i = (1 - weight[i]) node[low[i]] + weight[i] node[low[i] + 1].
 // The weight is 0 where low[i] is the last node.
@@ -68,7 +61,6 @@ struct Frame {
 };
 
 // The pseudo label of DESIGN: gamma softmax(decoder) + (1 - gamma) softmax(cam), to the power 1 / temperature.
-enum class Power { one, square, any };
 template <class T>
 struct Fusion {
   Map<T> decoder, cam;
@@ -77,9 +69,6 @@ struct Fusion {
   bool pixel_norm;
   T norm_eps;
 };
-
-// Where the label of a loss comes from: given probabilities, given classes, or two maps.
-enum class Label { target, classes, fused };
 
 template <class T>
 struct LossJob {

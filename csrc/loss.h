@@ -168,7 +168,7 @@ class LossBand {
       });
     }
     const Vec<T> value = product.first + weight * (product.second - product.first);
-    return counted(scale, total * student_.log2_sum() - value);
+    return pixel_loss<T>(scale, total, student_.log2_sum(), value);
   }
 
   // Loss and gradient of one class per pixel with weights w.
@@ -186,11 +186,8 @@ class LossBand {
       product[i] = w[i] * student_.value(label[i], i);
       if (job_.gradient) gradient_.add(label[i], i, -w[i], weight[i]);
     }
-    return counted(w, w * student_.log2_sum() - product);
+    return pixel_loss<T>(w, w, student_.log2_sum(), product);
   }
-
-  // A pixel of weight zero has no loss, whatever its logits.
-  static Vec<T> counted(Vec<T> w, Vec<T> loss) { return w == T(0) ? Vec<T>{} : loss * T(kLn2); }
 
   static constexpr int64_t kPrefetch = 1;  // rows; a row down is on a line and often on a page of its own
 

@@ -6,46 +6,23 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+#include "arguments.h"
 #include "jobs.h"
 #include "kernels_cpu.h"
 #include "plan.h"
 
 namespace psf {
 namespace {
-
-using LossResult = std::tuple<Tensor, Tensor, Tensor>;
-
-enum Reduction : int64_t { kMean, kSum, kNone };
-
-void check_map(const Tensor& map, const char* name) {
-  STD_TORCH_CHECK(map.dim() == 4 && map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, name,
-                  " must be [B, C, h, w] with classes and pixels");
-  STD_TORCH_CHECK(dtype_of(map) != Dtype::u8 && dtype_of(map) != Dtype::i64, name, " must be floating point");
-}
-
-void check_same_classes(const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(a.size(0) == b.size(0) && a.size(1) == b.size(1), "maps must agree in images and classes");
-}
-
-void check_pixels(const std::optional<Tensor>& tensor, const char* name, int64_t images, int64_t height,
-                  int64_t width) {
-  STD_TORCH_CHECK(!tensor || (tensor->dim() == 3 && tensor->size(0) == images && tensor->size(1) == height &&
-                              tensor->size(2) == width),
-                  name, " must be [B, H, W] of the output size");
-}
 
 // Ask for huge pages behind a large result that was just allocated: a fresh page fault for every 4 KiB takes longer
 // than filling it.
@@ -58,9 +35,6 @@ void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
   madvise(reinterpret_cast<void*>(first), (begin + size_t(bytes) - first) / kPage * kPage, MADV_HUGEPAGE);
 #endif
 }
-
-template <class T>
-constexpr ScalarType kScalarType = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
 
 // Run a loss whose label, weight and upstream gradient `job` already holds.
 template <class T>
@@ -124,11 +98,7 @@ LossResult soft_cross_entropy_as(const Tensor& logits, const std::optional<Tenso
 LossResult soft_cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& target,
                               const std::optional<Tensor>& weight, int64_t reduction, bool align_corners,
                               bool gradient) {
-  check_map(logits, "logits");
-  check_map(target, "target");
-  check_same_classes(logits, target);
-  check_pixels(weight, "weight", target.size(0), target.size(2), target.size(3));
-  check_pixels(upstream, "upstream", target.size(0), target.size(2), target.size(3));
+  check_soft_cross_entropy(logits, upstream, target, weight);
   const auto run =
       is_float64(logits) || is_float64(target) ? soft_cross_entropy_as<double> : soft_cross_entropy_as<float>;
   return run(logits, upstream, target, weight, reduction, align_corners, gradient);
@@ -154,14 +124,7 @@ LossResult cross_entropy_as(const Tensor& logits, const std::optional<Tensor>& u
 LossResult cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& labels,
                          const std::optional<Tensor>& class_weight, int64_t ignore_index, int64_t reduction,
                          bool align_corners, bool gradient) {
-  check_map(logits, "logits");
-  const Dtype dtype = dtype_of(labels);
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0 &&
-                      (dtype == Dtype::u8 || dtype == Dtype::i64),
-                  "labels must be [B, H, W], uint8 or int64");
-  STD_TORCH_CHECK(!class_weight || (class_weight->dim() == 1 && class_weight->size(0) == logits.size(1)),
-                  "class_weight must be [C]");
-  check_pixels(upstream, "upstream", labels.size(0), labels.size(1), labels.size(2));
+  check_cross_entropy(logits, upstream, labels, class_weight);
   const auto run = is_float64(logits) ? cross_entropy_as<double> : cross_entropy_as<float>;
   return run(logits, upstream, labels, class_weight, ignore_index, reduction, align_corners, gradient);
 }
@@ -188,14 +151,7 @@ LossResult consistency_loss(const Tensor& student, const std::optional<Tensor>& 
                             const Tensor& cam, const std::optional<Tensor>& valid, int64_t height, int64_t width,
                             double gamma, double temperature, int64_t norm, double norm_eps, double threshold,
                             bool hard, int64_t reduction, bool align_corners, bool gradient) {
-  check_map(student, "student_logits");
-  check_map(decoder, "decoder_logits");
-  check_map(cam, "cam_logits");
-  check_same_classes(student, decoder);
-  check_same_classes(student, cam);
-  STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
-  check_pixels(valid, "valid", student.size(0), height, width);
-  check_pixels(upstream, "upstream", student.size(0), height, width);
+  check_consistency_loss(student, upstream, decoder, cam, valid, height, width);
   const FusionOptions options = {gamma, temperature, norm, norm_eps, align_corners};
   const bool wide = is_float64(student) || is_float64(decoder) || is_float64(cam);
   const auto run = wide ? consistency_loss_as<double> : consistency_loss_as<float>;
@@ -244,8 +200,7 @@ Tensor predict_labels_as(const Tensor& logits, int64_t height, int64_t width, bo
 }
 
 Tensor predict_labels(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
-  check_map(logits, "logits");
-  STD_TORCH_CHECK(height > 0 && width > 0, "size must be at least 1 x 1");
+  check_predict_labels(logits, height, width);
   return (is_float64(logits) ? predict_labels_as<double> : predict_labels_as<float>)(logits, height, width,
                                                                                      align_corners);
 }

@@ -1,4 +1,4 @@
-// Tables of the interpolation and the bands of a job. Positions are computed in float64.
+// Tables of the interpolation and the bands of a job.
 // Include this only from sources compiled for the baseline.
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels_cpu.h"
+#include "position.h"
 
 namespace psf {
 
@@ -17,16 +18,14 @@ class AxisTable {
   AxisTable(int64_t source, int64_t target, bool align_corners)
       : low_(target), weight_(target), steady_(target), axis_{source,         target,         low_.data(),
                                                               weight_.data(), steady_.data(), T(0)} {
-    const double step =
-        align_corners ? (target > 1 ? double(source - 1) / double(target - 1) : 0.0) : double(source) / double(target);
+    const double step = position_step(source, target, align_corners);
     bool clamped = true;
     for (int64_t i = 0; i < target; ++i) {
-      const double given = align_corners ? double(i) * step : (double(i) + 0.5) * step - 0.5;
-      const double position = std::clamp(given, 0.0, double(source - 1));
-      low_[i] = int32_t(std::min<int64_t>(int64_t(position), source - 1));
-      weight_[i] = T(position - double(low_[i]));
-      steady_[i] = !clamped && position == given && low_[i] == low_[i - 1];
-      clamped = position != given;
+      const Position position = position_of(i, source, step, align_corners);
+      low_[i] = int32_t(position.low);
+      weight_[i] = T(position.weight);
+      steady_[i] = !clamped && !position.clamped && low_[i] == low_[i - 1];
+      clamped = position.clamped;
     }
     axis_.step = T(step);
   }

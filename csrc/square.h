@@ -1,6 +1,7 @@
 // The sum of squares of an upsampled map, from its nodes.
 #pragma once
 
+#include "formulas.h"
 #include "view.h"
 
 namespace psf::PSF_ISA {
@@ -16,12 +17,11 @@ double square_sum(const SquareJob<T>& job, int64_t image, int64_t channel, T* sc
   for (int64_t y = 0; y < job.height; ++y) {
     const View& view = job.logits;
     load_row(element(view, image, channel, y, 0), view.dtype, view.strides[3], job.width, row);
-    const T above = y > 0 ? 2 * job.row_pairs[y - 1] : T(0);
+    const T pair = y > 0 ? job.row_pairs[y - 1] : T(0);
     Vec<T> products = {};
     for (int64_t x = 0; x < job.width; x += kLanes<T>) {
-      const Vec<T> a0 = load(row + x), a1 = load(row + x + 1);
-      const Vec<T> b0 = load(upper + x) * above + a0 * job.rows[y], b1 = load(upper + x + 1) * above + a1 * job.rows[y];
-      products += load(job.columns + x) * a0 * b0 + load(job.column_pairs + x) * (a0 * b1 + a1 * b0);
+      products += square_term(load(row + x), load(row + x + 1), load(upper + x), load(upper + x + 1), job.rows[y], pair,
+                              load(job.columns + x), load(job.column_pairs + x));
     }
     sum += products;
     T* const swapped = upper;

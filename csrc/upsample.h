@@ -4,6 +4,7 @@
 // row to the next it takes one multiplication. The upsampled map itself is recomputed where it is needed.
 #pragma once
 
+#include "formulas.h"
 #include "view.h"
 
 namespace psf::PSF_ISA {
@@ -12,9 +13,6 @@ namespace {
 constexpr int64_t kAnchor = 8;      // rows after which the sequence starts from an exact exponential again
 constexpr int64_t kShortest = 3;    // rows from which on a sequence is cheaper than one exponential a row
 constexpr double kSafeRange = 115;  // of logits / ln 2: one shift keeps every exponential a normal number
-constexpr double kLowest = -1e30;
-constexpr double kLog2e = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 
 // Hands out pieces of one block of memory; with a null block it only counts.
 class Arena {
@@ -107,8 +105,7 @@ class StagedMap {
         Vec<T> low = low_[i], high = high_[i];
         Int<T> wrong = wrong_[i];
         for (int64_t x = 0; x < width; x += kLanes<T>) {
-          Vec<T> z = load(to + x);
-          z = (z < T(kLowest) ? splat(T(kLowest)) : z) * factor;
+          const Vec<T> z = scaled_logit(load(to + x), factor);
           store(to + x, z);
           low = z < low ? z : low;
           high = z > high ? z : high;
@@ -178,7 +175,7 @@ class Columns {
         low = Vec<T>(_mm256_permutevar8x32_ps(__m256(nodes), __m256i(low_)));
         high = Vec<T>(_mm256_permutevar8x32_ps(__m256(nodes), __m256i(high_)));
 #endif
-        return low + weight_ * (high - low);
+        return interpolate(low, high, weight_);
       }
     }
 #endif
@@ -186,7 +183,7 @@ class Columns {
       low[i] = row[low_[i]];
       high[i] = row[high_[i]];
     }
-    return low + weight_ * (high - low);
+    return interpolate(low, high, weight_);
   }
 
  private:
@@ -247,7 +244,7 @@ class Upsampled {
   }
 
   // The upsampled logit / ln 2 of class c, and of one lane of it.
-  Vec<T> value(int64_t c) const { return upper_[c] + weight_ * (lower_[c] - upper_[c]); }
+  Vec<T> value(int64_t c) const { return interpolate(upper_[c], lower_[c], weight_); }
   T value(int64_t c, int lane) const { return upper_[c][lane] + weight_[lane] * (lower_[c][lane] - upper_[c][lane]); }
 
   // The values at the nodes above and below: value(c) = (1 - weight) upper[c] + weight lower[c].

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.config import DataConfig, Parser, to_dict
+from pseudoseg_fast.data.decode import read_image
 from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES, Labels
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, read_unlabeled, shorten
-from pseudoseg_fast.data.read import black_and_white, read_image, read_mask
+from pseudoseg_fast.data.read import black_and_white, read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
 from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tree, read_labels
 

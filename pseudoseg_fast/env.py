@@ -32,7 +32,15 @@ _PACKAGES = (
     "ninja",
 )
 
-_VARIABLES = ("CXX", "MAX_JOBS", "OMP_NUM_THREADS", "TORCH_CUDA_ARCH_LIST", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = (
+    "CXX",
+    "CUDA_HOME",
+    "NVCC_CCBIN",
+    "MAX_JOBS",
+    "OMP_NUM_THREADS",
+    "TORCH_CUDA_ARCH_LIST",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 _MAP = (1, 2, 4, 4)
 _PROBES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -129,13 +137,30 @@ def _native() -> dict[str, str]:
     try:
         info = build.build_info()
     except build.BuildError as error:
-        return entries | {"built by": f"unknown: {error}"}
+        return entries | {"built by": f"unknown: {error}"} | _native_cuda()
     return entries | {
         "built by": info["compiler"],
         "flags": info["flags"],
         "instruction sets": f"{', '.join(info['instruction_sets'])}; in use: {info['in_use']}",
-        "CUDA architectures": ", ".join(info["cuda_architectures"]) or "none",
+        **_native_cuda(),
     }
+
+
+def _native_cuda() -> dict[str, str]:
+    try:
+        entries = {"nvcc here": f"{build.nvcc_version()} ({build.find_nvcc()})"}
+    except build.BuildError as error:
+        entries = {"nvcc here": str(error)}
+    try:
+        spec = build.cuda_spec_here()
+        found = build.find(spec)
+        entries["cuda library"] = f"{found.origin}, {found.path}" if found else "absent until it is built"
+        entries["CUDA architectures"] = ", ".join(spec.architectures)
+        build.load_cuda()
+        entries["cuda loaded"] = "yes"
+    except build.BuildError as error:
+        entries["cuda loaded"] = f"no: {error}"
+    return entries
 
 
 def _compiler() -> str:

@@ -1,4 +1,8 @@
-"""Score a checkpoint: ``python -m pseudoseg_fast.evaluate --checkpoint FILE [--data...]``."""
+"""Score a checkpoint or an exported model on pictures with masks.
+
+python -m pseudoseg_fast.evaluate --checkpoint FILE [--data...]
+python -m pseudoseg_fast.evaluate --onnx FILE --checkpoint FILE | --data...
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,16 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.config import DataConfig, Parser, choose_accelerator, to_dict
+from pseudoseg_fast.config import Config, DataConfig, Parser, choose_accelerator, to_dict
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import IGNORE_INDEX
-from pseudoseg_fast.loaders import read_data, val_loader
+from pseudoseg_fast.loaders import Data, read_data, val_loader
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
 
 Watcher = Callable[[dict[str, Any], Tensor], None]
+Labeler = Callable[[Tensor, tuple[int, int]], Tensor]
+"""From images uint8 [B, channels, H, W] and a size to class ids [B, *size]."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +88,38 @@ def evaluate(
         watch: called with each sample and its predicted ids [H', W'].
     """
     device = next(network.parameters()).device
+
+    def label(images: Tensor, size: tuple[int, int]) -> Tensor:
+        return predict(network, images.to(device), size, align_corners=align_corners)
+
+    training = network.training
+    network.eval()
+    scores = score(label, batches, classes, device=device, watch=watch)
+    network.train(training)
+    return scores
+
+
+def score(
+    label: Labeler,
+    batches: Iterable[list[dict[str, Any]]],
+    classes: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    watch: Watcher | None = None,
+) -> Scores:
+    """Score whatever turns images into labels; the arguments are those of :func:`evaluate`."""
     confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE_INDEX, validate_args=False).to(
         device
     )
-    training = network.training
-    network.eval()
     for batch in batches:
         for samples in group_by_size(batch):
-            images = torch.stack([sample["image"] for sample in samples]).to(device)
-            labels = predict(network, images, tuple(samples[0]["mask"].shape), align_corners=align_corners)
+            images = torch.stack([sample["image"] for sample in samples])
+            labels = label(images, tuple(samples[0]["mask"].shape))
             masks = torch.stack([sample["mask"] for sample in samples]).to(device)
             confusion.update(labels.long(), masks.long())
             if watch:
                 for sample, prediction in zip(samples, labels, strict=True):
                     watch(sample, prediction)
-    network.train(training)
     return Scores.from_confusion(confusion.compute(), classes)
 
 
@@ -128,46 +151,99 @@ def group_by_size(samples: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]
     return list(groups.values())
 
 
+def parse_command(
+    parser: Parser, arguments: list[str]
+) -> tuple[Any, Network | None, Config | None, dict[str, Any]]:
+    """Parse a command line with ``--checkpoint`` and ``--data...``: the run's own data are the defaults.
+
+    Returns:
+        The options, and the checkpoint's network, configuration and state; None, None and {} without a checkpoint.
+
+    Raises:
+        ValueError, OSError: see :func:`load_network`.
+    """
+    # The checkpoint is read before the rest of the command line can be.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--checkpoint")
+    path = first.parse_known_args(arguments)[0].checkpoint
+    if path is None:
+        return parser.instantiate(parser.parse_args(arguments)), None, None, {}
+    network, config, state = load_network(path)
+    parser.set_defaults({f"data.{name}": value for name, value in to_dict(config)["data"].items()})
+    return parser.instantiate(parser.parse_args(arguments)), network, config, state
+
+
+def check_classes(data: Data, classes: Sequence[str], owner: str) -> None:
+    """Raise DataError unless the data have as many classes as the network."""
+    if len(data.classes) != len(classes):
+        raise DataError(
+            f"data.classes names {len(data.classes)} classes, {owner} has {len(classes)}: {', '.join(classes)}"
+        )
+
+
+def score_onnx(path: str, device: str, config: DataConfig, data: Data) -> Scores:
+    """Score an exported model on the val pictures.
+
+    Raises:
+        ValueError, RuntimeError, OSError: see :class:`pseudoseg_fast.deploy.model.Model`.
+    """
+    try:
+        from pseudoseg_fast.deploy.model import Model
+    except ImportError as error:
+        raise RuntimeError(f"--onnx needs ONNX Runtime: pip install onnxruntime ({error})") from error
+    model = Model(path, device)
+    check_classes(data, model.metadata.classes, "the model")
+    if config.short_side != model.metadata.short_side:
+        raise DataError(
+            f"data.short_side is {config.short_side}, the model was trained with {model.metadata.short_side}; "
+            "leave the option out"
+        )
+
+    def label(images: Tensor, size: tuple[int, int]) -> Tensor:
+        return torch.from_numpy(model.labels(images.numpy(), size))
+
+    return score(label, val_loader(config, data, model.metadata.channels), data.classes)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input ends with a message and status 2."""
     prog = "python -m pseudoseg_fast.evaluate"
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = Parser(prog=prog, description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--checkpoint", type=str, required=True, help="a file such as RUN/checkpoints/best.ckpt"
-    )
+    parser.add_argument("--checkpoint", type=str, help="a file such as RUN/checkpoints/best.ckpt")
+    parser.add_argument("--onnx", type=str, help="score this exported model instead")
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="cpu, cuda, or auto for the best there is"
     )
     parser.add_class_arguments(DataConfig, "data", help="the run's own unless given")
-    # The run's own options are the defaults, so its checkpoint is read before the rest of the command line.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--checkpoint")
-    path = first.parse_known_args(arguments)[0].checkpoint
+    given = {argument.partition("=")[0] for argument in arguments}
     try:
-        if path is None:
-            if {"-h", "--help"}.isdisjoint(arguments):
-                parser.error("expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt")
-            parser.parse_args(arguments)
-        network, config, state = load_network(path)
-        parser.set_defaults({f"data.{name}": value for name, value in to_dict(config)["data"].items()})
-        options = parser.instantiate(parser.parse_args(arguments))
+        if given.isdisjoint({"--checkpoint", "--onnx", "-h", "--help"}):
+            parser.error("expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt, or --onnx FILE")
+        if "--onnx" in given and "--checkpoint" not in given:
+            parser.set_defaults({"data.labeled": ""})  # not read
+        options, network, config, state = parse_command(parser, arguments)
         data = read_data(options.data, labeled=False, unlabeled=False)
-        if len(data.classes) != len(state["classes"]):
-            raise DataError(
-                f"data.classes names {len(data.classes)} classes, the checkpoint has {len(state['classes'])}: "
-                + ", ".join(state["classes"])
+        if options.onnx is not None:
+            title = f"{options.onnx},"
+            scores = score_onnx(options.onnx, options.accelerator, options.data, data)
+        else:
+            assert network is not None
+            assert config is not None
+            title = f"{options.checkpoint}, step {state['step']},"
+            check_classes(data, state["classes"], "the checkpoint")
+            fabric = Fabric(
+                accelerator=choose_accelerator(options.accelerator),
+                devices=1,
+                precision=config.run.precision,
             )
-        fabric = Fabric(
-            accelerator=choose_accelerator(options.accelerator), devices=1, precision=config.run.precision
-        )
-        network.to(fabric.device).to(memory_format=torch.channels_last)
-        with fabric.autocast():
-            loader = val_loader(options.data, data, config.model.in_channels)
-            scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)
+            network.to(fabric.device).to(memory_format=torch.channels_last)
+            with fabric.autocast():
+                loader = val_loader(options.data, data, config.model.in_channels)
+                scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
-    print(f"{path}, step {state['step']}, on {len(data.val)} pictures of {options.data.val}")
+    print(f"{title} on {len(data.val)} pictures of {options.data.val}")
     print(scores.table())
     return 0
 

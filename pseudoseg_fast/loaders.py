@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as tvf
 from pseudoseg_fast.augment import WeakStrongViews, WeakView
 from pseudoseg_fast.config import Config, DataConfig, choose_accelerator
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
+from pseudoseg_fast.data.decode import UnreadableImage, read_image
 from pseudoseg_fast.data.lists import Sample
-from pseudoseg_fast.data.read import UnreadableImage, read_image
 from pseudoseg_fast.data.sampler import StepSampler, mix
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.data.sets import read_data as read_data

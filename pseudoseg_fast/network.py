@@ -217,7 +217,19 @@ class Network(nn.Module):
         class_logits = self.classifier(f5.mean((2, 3)))
         if not sgc:
             return Outputs(decoder_logits, class_logits, None, None)
+        return Outputs(
+            decoder_logits, class_logits, *self.localize(f5, f4, class_logits, image_labels, valid)
+        )
 
+    def localize(
+        self,
+        f5: Tensor,
+        f4: Tensor,
+        class_logits: Tensor,
+        image_labels: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the class activation maps and the SGC logits of what ``features`` and the classifier say."""
         guess = class_logits.detach() >= 0
         if image_labels is None:
             image_labels = guess
@@ -226,8 +238,7 @@ class Network(nn.Module):
         cam = class_activation_map(f5, self.classifier.weight, image_labels)
         if f4.shape[-2:] != f5.shape[-2:]:
             f4 = interpolate(f4, size=f5.shape[-2:], mode="bilinear", align_corners=False)
-        hypercolumn = torch.cat([f5, f4], dim=1)
-        return Outputs(decoder_logits, class_logits, cam, self.sgc(hypercolumn, cam, valid))
+        return cam, self.sgc(torch.cat([f5, f4], dim=1), cam, valid)
 
 
 def _architecture(name: str) -> str:

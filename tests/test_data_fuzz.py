@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pseudoseg_fast.data.decode import describe_file, image_size, read_image
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
-from pseudoseg_fast.data.read import describe_file, image_size, read_image, read_mask, read_sample
+from pseudoseg_fast.data.read import read_mask, read_sample
 
 FORMATS = {"png": {}, "jpg": {"quality": 90}, "tif": {"compression": "tiff_deflate"}, "bmp": {}, "webp": {}}
 

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from targets import on_all_targets
+from comparison import assert_as_good_as_eager
+from targets import on_all_targets, on_attention_targets, on_fusion_targets
 
 from pseudoseg_fast import backends, functional, reference
 
@@ -132,14 +133,14 @@ def test_consistency_loss_options(target, norm, temperature):
     check_losses(case, target, "none", fusion=fusion | {"threshold": 0.5})
 
 
-@on_all_targets
+@on_fusion_targets
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_fuse_predictions(target, shape, dtype):
     case = Case(shape, dtype, target.device)
     for options in ({}, {"norm": "image", "align_corners": True, "temperature": 1.0, "gamma": 0.8}):
         options["size"] = case.size
-        label = functional.fuse_predictions(case.decoder, case.cam, **options, backend=target.backend)
+        label = functional.fuse_predictions(case.decoder, case.cam, **options, backend=target.fusing)
         assert label.dtype == dtype
         truth = reference.fuse_predictions(to_double(case.decoder), to_double(case.cam), **options)
         torch.testing.assert_close(label.cpu().double(), truth, **TOLERANCE[dtype])
@@ -232,7 +233,7 @@ def test_losses_of_strided_arguments(target, layout):
         setattr(case, name, restride(getattr(case, name)))
     check_losses(case, target)
     check_losses(case, target, reduction="none")
-    label = functional.fuse_predictions(case.decoder, case.cam, size=(18, 18), backend=target.backend)
+    label = functional.fuse_predictions(case.decoder, case.cam, size=(18, 18), backend=target.fusing)
     truth = reference.fuse_predictions(to_double(case.decoder), to_double(case.cam), size=(18, 18))
     torch.testing.assert_close(label.cpu().double(), truth, **TOLERANCE[torch.float32])
 
@@ -262,7 +263,7 @@ def test_arguments_are_not_modified(target):
     before = {name: value.clone() for name, value in tensors.items()}
     for name, logits, args, options in case.losses():
         loss_and_gradient(getattr(functional, name), logits, args, options | {"backend": target.backend})
-    functional.fuse_predictions(case.decoder, case.cam, size=case.size, backend=target.backend)
+    functional.fuse_predictions(case.decoder, case.cam, size=case.size, backend=target.fusing)
     functional.predict_labels(case.student, case.size, backend=target.backend)
     for name, value in tensors.items():
         assert torch.equal(value, before[name]), name
@@ -301,13 +302,70 @@ def test_refine_cam_masks_in_any_dtype_and_under_autocast(dtype):
         torch.testing.assert_close(actual.double(), truth, **TOLERANCE[dtype])
 
 
+ATTENTION_SHAPES = [
+    pytest.param((2, 5, 7, 24, 3), id="odd"),
+    pytest.param((1, 9, 15, 128, 21), id="21-classes"),
+    pytest.param((1, 8, 9, 200, 150), id="150-classes"),
+]
+
+
+@on_attention_targets
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_refine_cam_and_its_gradients(target, shape, dtype):
+    images, height, width, depth, channels = shape
+    length = height * width
+    tensors = [torch.randn(images, length, depth).to(dtype) for _ in range(2)]
+    tensors.append(torch.rand(images, length, channels).to(dtype))
+    upstream = torch.randn(images, length, channels).to(dtype)
+    mask = torch.rand(images, length) > 0.3
+
+    def run(function, to, **options):
+        leaves = [to(tensor).requires_grad_() for tensor in tensors]
+        result = function(*leaves, mask=to(mask), **options)
+        return result.detach(), *torch.autograd.grad(result, leaves, to(upstream))
+
+    actual = run(functional.refine_cam, lambda x: x.to(target.device, copy=True), backend=target.backend)
+    eager = run(reference.refine_cam, torch.clone)
+    truth = run(reference.refine_cam, to_double)
+    for name, *values in zip(("result", "query", "key", "cam"), actual, eager, truth, strict=True):
+        assert_as_good_as_eager(*values, name)
+
+
+@on_attention_targets
+@pytest.mark.parametrize("shape", ATTENTION_SHAPES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_pseudo_label(target, shape, dtype):
+    images, height, width, depth, classes = shape
+    tensors = [torch.randn(images, depth, height * width).to(dtype).mT for _ in range(2)]
+    tensors.append(torch.rand(images, classes - 1, height, width).to(dtype))
+    tensors.append(torch.randn(images, classes, 12, 14).to(dtype))
+    given = {
+        "projection": torch.eye(classes) + 0.1 * torch.randn(classes, classes),
+        "shift": torch.randn(classes),
+        "mask": torch.rand(images, height * width) > 0.2,
+    }
+    for norm in functional.NORMS:
+        options = {"background": True, "size": (33, 41), "norm": norm}
+        actual = functional.pseudo_label(
+            *(tensor.to(target.device) for tensor in tensors),
+            **{name: value.to(target.device) for name, value in given.items()},
+            **options,
+            backend=target.backend,
+        )
+        eager = reference.pseudo_label(*tensors, **given, **options)
+        double = {name: to_double(value) for name, value in given.items()}
+        truth = reference.pseudo_label(*map(to_double, tensors), **double, **options)
+        assert_as_good_as_eager(actual, eager, truth, norm)
+
+
 @on_all_targets
 def test_compiles_without_graph_breaks(target):
     case = Case((2, 3, 4, 5, 2, 2, 9, 8), device=target.device)
     options = {"backend": target.backend}
 
     def step(student, decoder, cam, labels, valid):
-        label = functional.fuse_predictions(decoder, cam, size=case.size, **options)
+        label = functional.fuse_predictions(decoder, cam, size=case.size, backend=target.fusing)
         return (
             functional.soft_cross_entropy(student, label, weight=valid, **options)
             + functional.cross_entropy(student, labels, **options)

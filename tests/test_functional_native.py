@@ -19,18 +19,20 @@ from pseudoseg_fast.backends import cpp
 ROOT = Path(functional.__file__).resolve().parents[1]
 
 
-def everything(case, backend, **options):
+def everything(case, target, **options):
     """Losses, gradients, label and prediction of one case, in a fixed order."""
     results = []
     for name, logits, args, given_options in case.losses():
         for reduction in ("mean", "none"):
-            function_options = given_options | options | {"backend": backend, "reduction": reduction}
+            function_options = given_options | options | {"backend": target.backend, "reduction": reduction}
             results += loss_and_gradient(getattr(functional, name), logits, args, function_options)
     for norm in functional.NORMS:
         results.append(
-            functional.fuse_predictions(case.decoder, case.cam, size=case.size, norm=norm, backend=backend)
+            functional.fuse_predictions(
+                case.decoder, case.cam, size=case.size, norm=norm, backend=target.fusing
+            )
         )
-    results.append(functional.predict_labels(case.student, case.size, backend=backend))
+    results.append(functional.predict_labels(case.student, case.size, backend=target.backend))
     return results
 
 
@@ -42,7 +44,7 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(target):
         runs = []
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            runs.append(everything(case, target.backend))
+            runs.append(everything(case, target))
     finally:
         torch.set_num_threads(threads)
     for run in runs[1:]:
@@ -53,10 +55,10 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(target):
 @on_native_targets
 def test_every_element_of_a_result_is_written(target):
     case = Case((2, 5, 9, 7, 3, 3, 23, 18), device=target.device)
-    expected = everything(case, target.backend)
+    expected = everything(case, target)
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
-        actual = everything(case, target.backend)
+        actual = everything(case, target)
     finally:
         torch.use_deterministic_algorithms(False)
     for one, other in zip(actual, expected, strict=True):

@@ -12,11 +12,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pseudoseg_fast.backends import cpp, eager
+from pseudoseg_fast.backends import cpp, cuda, eager, triton
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "eager": eager}
+BACKENDS: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpp": cpp, "eager": eager}
 """Backends by name, in the order in which ``"auto"`` tries them."""
 
 

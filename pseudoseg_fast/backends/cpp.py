@@ -1,20 +1,31 @@
-"""Run the losses, fusion and prediction on the CPU with the C++ kernels of csrc, without any full-size map.
-
-The operators compute the gradient with respect to the logits along with a reduced loss, at the low resolution;
-backward scales it. A second backward through the same graph, and the backward of an unreduced loss, run the operator
-again. Second derivatives are not computed.
-"""
+"""Run the losses, fusion and prediction on the CPU with the C++ kernels of csrc, without any full-size map."""
 
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pseudoseg_fast import build
-from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype
+from pseudoseg_fast.backends.native import (
+    consistency_loss,
+    cross_entropy,
+    fuse_predictions,
+    predict_labels,
+    register,
+    soft_cross_entropy,
+)
+
+__all__ = [
+    "FUNCTIONS",
+    "can_run",
+    "consistency_loss",
+    "cross_entropy",
+    "fuse_predictions",
+    "predict_labels",
+    "soft_cross_entropy",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +36,6 @@ FUNCTIONS = (
     "predict_labels",
     "soft_cross_entropy",
 )
-
-_REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
-_NORMS = {"batch": 0, "image": 1, "pixel": 2, "none": 3}
 
 
 def can_run(function: str, tensors: Sequence[Tensor], *, raise_error: bool = False) -> bool:
@@ -69,222 +77,5 @@ def _load_operators() -> str:
         if os.environ.get("PSEUDOSEG_BACKEND") != "eager":
             logger.warning("running without native CPU kernels: %s", error)
         return str(error)
-    for name, maps in _LOSSES.items():
-        _register_loss(name, maps)
-    torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
-    torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
+    register()
     return ""
-
-
-def soft_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    align_corners: bool = False,
-) -> Tensor:
-    """See ``functional.soft_cross_entropy``."""
-    return _loss(
-        torch.ops.pseudoseg_fast.soft_cross_entropy,
-        logits,
-        None,
-        target.detach(),
-        None if weight is None else weight.detach(),
-        _REDUCTIONS[reduction],
-        align_corners,
-        _wants_gradient(logits, reduction),
-    )
-
-
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    ignore_index: int = 255,
-    class_weight: Tensor | None = None,
-    reduction: str = "mean",
-    align_corners: bool = False,
-) -> Tensor:
-    """See ``functional.cross_entropy``."""
-    return _loss(
-        torch.ops.pseudoseg_fast.cross_entropy,
-        logits,
-        None,
-        labels,
-        None if class_weight is None else class_weight.detach(),
-        ignore_index,
-        _REDUCTIONS[reduction],
-        align_corners,
-        _wants_gradient(logits, reduction),
-    )
-
-
-def consistency_loss(
-    student_logits: Tensor,
-    decoder_logits: Tensor,
-    cam_logits: Tensor,
-    *,
-    valid: Tensor | None = None,
-    size: Size | None = None,
-    gamma: float = 0.5,
-    temperature: float = 0.5,
-    norm: str = "batch",
-    threshold: float = 0.0,
-    hard: bool = False,
-    reduction: str = "mean",
-    align_corners: bool = False,
-) -> Tensor:
-    """See ``functional.consistency_loss``."""
-    height, width = decoder_logits.shape[2:] if size is None else size
-    return _loss(
-        torch.ops.pseudoseg_fast.consistency_loss,
-        student_logits,
-        None,
-        decoder_logits.detach(),
-        cam_logits.detach(),
-        valid,
-        height,
-        width,
-        gamma,
-        temperature,
-        _NORMS[norm],
-        NORM_EPS,
-        threshold,
-        hard,
-        _REDUCTIONS[reduction],
-        align_corners,
-        _wants_gradient(student_logits, reduction),
-    )
-
-
-def fuse_predictions(
-    decoder_logits: Tensor,
-    cam_logits: Tensor,
-    *,
-    size: Size | None = None,
-    gamma: float = 0.5,
-    temperature: float = 0.5,
-    norm: str = "batch",
-    align_corners: bool = False,
-) -> Tensor:
-    """See ``functional.fuse_predictions``."""
-    height, width = decoder_logits.shape[2:] if size is None else size
-    return torch.ops.pseudoseg_fast.fuse_predictions(
-        decoder_logits.detach(),
-        cam_logits.detach(),
-        height,
-        width,
-        gamma,
-        temperature,
-        _NORMS[norm],
-        NORM_EPS,
-        align_corners,
-    )
-
-
-def predict_labels(logits: Tensor, size: Size, *, align_corners: bool = False) -> Tensor:
-    """See ``functional.predict_labels``."""
-    return torch.ops.pseudoseg_fast.predict_labels(logits.detach(), size[0], size[1], align_corners)
-
-
-def _wants_gradient(logits: Tensor, reduction: str) -> bool:
-    """Tell whether forward should compute the gradient; that of an unreduced loss waits for its upstream one."""
-    return reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
-
-
-# Every loss operator takes (logits, upstream gradient or None, label..., reduction, align_corners, gradient) and
-# returns (loss, denominator, gradient). These are the positions of its maps, which decide the dtype of the arithmetic
-# as in the reference.
-_LOSSES = {"soft_cross_entropy": (0, 2), "cross_entropy": (0,), "consistency_loss": (0, 2, 3)}
-
-
-def _loss(operator: Any, *arguments: Any) -> Tensor:
-    """Return the loss, differentiable in the first argument."""
-    if torch.compiler.is_compiling() or not (arguments[0].requires_grad and torch.is_grad_enabled()):
-        return operator(*arguments)[0]
-    return _Loss.apply(operator, *arguments)
-
-
-class _Loss(torch.autograd.Function):
-    """The derivative of a loss operator in eager mode: it owns the gradient and scales it in place."""
-
-    @staticmethod
-    def forward(ctx: Any, operator: Any, *arguments: Any) -> Tensor:
-        loss, denominator, gradient = operator(*arguments)
-        _save(ctx, arguments, denominator, gradient)
-        ctx.operator = operator
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale = _unscaled_gradient(ctx, ctx.operator, grad)
-        ctx.gradient = None  # the next backward computes it anew
-        if scale is not None:
-            gradient.mul_(scale)
-        return None, gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
-
-
-def _save(ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor) -> None:
-    """Keep what backward needs of one call of a loss operator."""
-    ctx.save_for_backward(denominator, *(value for value in arguments if isinstance(value, Tensor)))
-    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in arguments]
-    ctx.gradient = gradient if arguments[-1] else None
-    ctx.dtype = arguments[0].dtype
-
-
-def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of the logits and the factor that it lacks; computed now where forward did not."""
-    denominator, *tensors = ctx.saved_tensors
-    remaining = iter(tensors)
-    arguments = [next(remaining) if other is None else other[0] for other in ctx.others]
-    unreduced = arguments[-3] == _REDUCTIONS["none"]
-    gradient = ctx.gradient
-    if gradient is None:
-        arguments[1] = grad if unreduced else None
-        arguments[-3], arguments[-1] = _REDUCTIONS["sum"], True
-        _, _, gradient = operator(*arguments)
-    return gradient, None if unreduced else grad / denominator
-
-
-def _register_loss(name: str, maps: tuple[int, ...]) -> None:
-    """Register shapes and derivative of a loss operator for torch.compile and for direct use."""
-    operator = getattr(torch.ops.pseudoseg_fast, name)
-
-    def fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        logits = arguments[0]
-        reduction, _, with_gradient = arguments[-3:]
-        dtype = compute_dtype(*(arguments[i] for i in maps))
-        size: tuple[int, ...] = ()
-        if reduction == _REDUCTIONS["none"]:
-            size = arguments[5:7] if name == "consistency_loss" else arguments[2].shape[-2:]
-            size = (logits.shape[0], *size)
-        return (
-            logits.new_empty(size, dtype=dtype),
-            logits.new_empty((), dtype=dtype),
-            logits.new_empty(logits.shape if with_gradient else (0,), dtype=dtype),
-        )
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, denominator, gradient = output
-        ctx.mark_non_differentiable(denominator, gradient)
-        _save(ctx, inputs, denominator, gradient)
-
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale = _unscaled_gradient(ctx, operator, grad)
-        if scale is not None:
-            gradient = gradient * scale
-        return gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
-
-    torch.library.register_fake(f"pseudoseg_fast::{name}", fake)
-    torch.library.register_autograd(f"pseudoseg_fast::{name}", backward, setup_context=setup_context)
-
-
-def _fake_fuse_predictions(decoder_logits: Tensor, _: Tensor, height: int, width: int, *__: Any) -> Tensor:
-    return decoder_logits.new_empty((*decoder_logits.shape[:2], height, width))
-
-
-def _fake_predict_labels(logits: Tensor, height: int, width: int, _: bool) -> Tensor:
-    dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int64
-    return logits.new_empty((logits.shape[0], height, width), dtype=dtype)

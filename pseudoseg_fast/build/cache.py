@@ -71,7 +71,7 @@ def find(spec: Spec) -> Library | None:
         return Library(packaged, "packaged")
     digest = spec.digest()
     try:
-        pattern = f"{digest}-{find_toolchain().key(spec)}"
+        pattern = f"{digest}-{find_toolchain(spec).key(spec)}"
     except BuildError:
         pattern = f"{digest}-*"
     for folder in filter(_trusted, cache_folders()):
@@ -89,7 +89,7 @@ def ensure(spec: Spec) -> Library:
     found = find(spec)
     if found is not None:
         return found
-    toolchain = find_toolchain()
+    toolchain = find_toolchain(spec)
     key = f"{spec.digest()}-{toolchain.key(spec)}"
     refusals = []
     for folder in cache_folders():
@@ -116,7 +116,8 @@ def _build(spec: Spec, toolchain: Toolchain, home: Path) -> Path:
             return target
         _remove_leftovers(home)
         with tempfile.TemporaryDirectory(prefix="build-", dir=home, ignore_cleanup_errors=True) as work:
-            _announce(f"building {spec.name} with {toolchain.version} into {home} (once, takes some seconds)")
+            long = "a minute or two" if spec.architectures else "some seconds"
+            _announce(f"building {spec.name} with {toolchain.version} into {home} (once, takes {long})")
             _publish(compile_library(spec, toolchain, Path(work)), target)
     return target
 

@@ -1,13 +1,19 @@
 """Tell CMakeLists.txt what to compile, in CMake's words."""
 
+from collections.abc import Iterable
+
 from .compile import compile_arguments
 from .spec import all_specs
-from .toolchain import link_arguments
+from .toolchain import find_nvcc, link_arguments
 
 
-def cmake_variables() -> str:
-    """Return CMake commands that set one list for each library and unit; CMakeLists.txt says what they mean."""
-    specs = all_specs()
+def cmake_variables(architectures: Iterable[str] = ()) -> str:
+    """Return CMake commands that set one list for each library and unit; CMakeLists.txt says what they mean.
+
+    Args:
+        architectures: of the CUDA library; none for a build without it.
+    """
+    specs = all_specs(architectures)
     lines = [_set("PSF_LIBRARIES", [spec.name for spec in specs])]
     lines.append(_set("PSF_INPUTS", sorted({str(path) for spec in specs for path in spec.inputs()})))
     for spec in specs:
@@ -16,10 +22,14 @@ def cmake_variables() -> str:
             _set(f"{spec.name}_LINK", link_arguments(spec)),
             _set(f"{spec.name}_UNITS", [unit.object for unit in spec.units]),
         ]
+        lines.append(_set(f"{spec.name}_NVCC", [str(find_nvcc())] if spec.architectures else []))
         for unit in spec.units:
+            flags = compile_arguments(spec, unit)
             lines += [
                 _set(f"{spec.name}_{unit.object}_SOURCE", [str(spec.root / unit.source)]),
-                _set(f"{spec.name}_{unit.object}_FLAGS", _joined_pairs(compile_arguments(spec, unit))),
+                _set(
+                    f"{spec.name}_{unit.object}_FLAGS", flags if spec.architectures else _joined_pairs(flags)
+                ),
             ]
     return "\n".join(lines) + "\n"
 

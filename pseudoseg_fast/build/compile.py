@@ -14,6 +14,9 @@ from .errors import REMEDY, BuildError
 from .spec import Spec, Unit
 from .toolchain import Toolchain, find_ninja, include_folders, link_arguments
 
+LOG = "build.log"
+"""What the compilers said, in the folder of the build."""
+
 _LINES_SHOWN = 30
 
 
@@ -25,13 +28,12 @@ def compile_arguments(spec: Spec, unit: Unit) -> list[str]:
 
 def ninja_file(spec: Spec, toolchain: Toolchain) -> str:
     """Return the text of the ninja file that builds the library `spec.name + spec.suffix` in its own folder."""
-    cxx = _words(toolchain.cxx)
     lines = [
         "rule compile",
-        f"  command = {cxx} $arguments -c $in -o $out",
+        f"  command = {_words(toolchain.compiler)} $arguments -c $in -o $out",
         "  description = compile $out",
         "rule link",
-        f"  command = {cxx} -shared $in $arguments -o $out",
+        f"  command = {_words(toolchain.cxx)} -shared $in $arguments -o $out",
         "  description = link $out",
     ]
     for unit in spec.units:
@@ -59,12 +61,13 @@ def compile_library(spec: Spec, toolchain: Toolchain, folder: Path) -> Path:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
+    (folder / LOG).write_text(done.stdout)
     if done.returncode != 0:
         shown = "\n".join(done.stdout.strip().splitlines()[-_LINES_SHOWN:])
         raise BuildError(
             f"building {spec.name} with {toolchain.version} failed; the last lines of the build were\n{shown}\n"
             "Report this with the output of `python -m pseudoseg_fast.env`, try another compiler with CXX=..., "
-            f"{REMEDY}"
+            f"that of nvcc with NVCC_CCBIN=..., {REMEDY}"
         )
     return folder / f"{spec.name}{spec.suffix}"
 

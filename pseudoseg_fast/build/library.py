@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cache import ensure
+from .cache import ensure, find
 from .errors import REMEDY, BuildError
-from .spec import Spec, build_info_spec, cpu_spec, instruction_sets
+from .spec import ARCHITECTURES, Spec, build_info_spec, cpu_spec, cuda_spec, instruction_sets
 
 _guard = threading.Lock()
 _loaded: dict[str, Any] = {}
@@ -39,11 +39,54 @@ def load_cpu() -> None:
     _load_once(spec, _load_operators)
 
 
+def load_cuda() -> None:
+    """Give ``torch.ops.pseudoseg_fast`` its CUDA kernels too, compiling them for the GPUs at hand if that is needed.
+
+    A failure is remembered, as by `load_cpu`.
+
+    Raises:
+        BuildError: there is no GPU, or as for `load_cpu`.
+    """
+    if "pseudoseg_cuda" not in _loaded:
+        load_cpu()
+        _load_once(cuda_spec_here(), _load_operators)
+
+
+def cuda_spec_here() -> Spec:
+    """Return the spec of the CUDA library to use here: of an ahead-of-time build if there is one, else of these GPUs.
+
+    Raises:
+        BuildError: torch sees no GPU.
+    """
+    wanted = devices_architectures()
+    if not wanted:
+        import torch
+
+        if torch.version.cuda is None:
+            raise BuildError("this torch is built without CUDA; install one with it, or use CPU tensors")
+        raise BuildError("no CUDA device: torch.cuda.is_available() is False; use CPU tensors")
+    every = cuda_spec(ARCHITECTURES)
+    oldest = float(ARCHITECTURES[0])
+    if all(float(name) >= oldest for name in wanted) and find(every):
+        return every
+    return cuda_spec(wanted)
+
+
+def devices_architectures() -> tuple[str, ...]:
+    """Return the architectures of the GPUs that torch sees, each once, in ascending order."""
+    import torch
+
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return ()
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return tuple(f"{major}.{minor}" for major, minor in sorted(found))
+
+
 def build_info() -> dict[str, Any]:
     """Return how the CPU library is compiled and what this processor runs of it.
 
     The keys are ``compiler``, ``flags``, ``cpu_library`` (its file name), ``supported`` and ``in_use`` (instruction
-    sets), all str; ``cplusplus``, int; ``instruction_sets`` and ``cuda_architectures`` compiled in, lists of str.
+    sets), all str; ``cplusplus``, int; ``instruction_sets`` compiled in, a list of str.
 
     Raises:
         BuildError: the module that tells it is not there and cannot be built, or building is switched off.

@@ -1,19 +1,25 @@
 """What is compiled: one `Spec` per native library, read by the JIT build, by setup.py and by CMake.
 
 The CPU kernels are compiled once per instruction set, with ``PSF_ISA`` naming the set, into one library that
-chooses among them when it is loaded (csrc/isa.h), so a library carried to another machine runs there.
+chooses among them when it is loaded (csrc/isa.h), so a library carried to another machine runs there. The CUDA
+kernels are a library of their own, since a torch without CUDA could not load it; the schemas are in the CPU library.
 """
 
 import hashlib
 import json
 import platform
+import re
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 TORCH_TARGET = 0x020A000000000000
 """The oldest torch whose stable ABI the libraries use: 2.10."""
+
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0+PTX")
+"""CUDA architectures of an ahead-of-time build, spelt as in TORCH_CUDA_ARCH_LIST; the PTX serves later ones."""
 
 _COMMON = (
     "-std=c++20",
@@ -29,11 +35,24 @@ _COMMON = (
     "-Wextra",
 )
 
+_NVCC = (
+    "-std=c++20",
+    "-O3",
+    "--threads=4",  # architectures at once
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall,-Wextra",
+    "-DUSE_CUDA",
+    "-DPSF_ISA=cuda",
+    "-DPSF_DEVICE=CUDA",
+)
+
 _X86_64 = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
 }
+
+
+_LINK = ("-Wl,-z,defs",) if sys.platform == "linux" else ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class Spec:
     `units` are linked in the order given. Order matters: of an inline function that several objects carry the
     linker keeps the first copy, so units for newer instruction sets stand after those for older ones.
     `packages` are the Python packages whose headers are compiled in ("torch", "pybind11"); `libraries` are
-    libraries of torch to link.
+    libraries of torch to link. With `architectures` the units are CUDA sources, and nvcc compiles them for these.
     """
 
     name: str
@@ -69,6 +88,7 @@ class Spec:
     link_flags: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
     suffix: str = ".so"
     machine: str = field(default_factory=platform.machine)
 
@@ -126,13 +146,47 @@ def cpu_spec(machine: str | None = None) -> Spec:
         name="pseudoseg_cpu",
         root=root,
         units=(Unit("ops.cpp"), *kernels),
-        headers=_headers(root),
-        flags=(*_COMMON, "-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET:016x}"),
-        link_flags=("-Wl,-z,defs",) if sys.platform == "linux" else (),
+        headers=_headers(root, "*.h"),
+        flags=(*_COMMON, *_stable_abi()),
+        link_flags=_LINK,
         packages=("torch",),
         libraries=("torch_cpu",),
         machine=machine,
     )
+
+
+def cuda_spec(architectures: Iterable[str] = ARCHITECTURES) -> Spec:
+    """Return the spec of the library with the CUDA kernels; the CPU library, which has the schemas, is loaded first.
+
+    Args:
+        architectures: as in TORCH_CUDA_ARCH_LIST, such as "9.0", or "9.0+PTX" to serve later ones too.
+
+    Raises:
+        ValueError: an architecture is not spelt so.
+    """
+    root = source_folder()
+    architectures = tuple(architectures)
+    return Spec(
+        name="pseudoseg_cuda",
+        root=root,
+        units=(Unit("cuda/ops.cu"),),
+        headers=_headers(root, "*.h", "cuda/*.h", "cuda/*.cuh"),
+        flags=(*_NVCC, *_stable_abi(), *(flag for name in architectures for flag in _gencode(name))),
+        link_flags=_LINK,
+        packages=("torch",),
+        libraries=("torch_cuda", "torch_cpu"),
+        architectures=architectures,
+    )
+
+
+def _gencode(architecture: str) -> list[str]:
+    """Return nvcc's flags for one architecture: machine code, and PTX where it is asked for."""
+    match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", architecture)
+    if match is None:
+        raise ValueError(f"a CUDA architecture is spelt like 9.0 or 9.0+PTX, got {architecture!r}")
+    number = match[1] + match[2]
+    kinds = ("sm", "compute") if match[3] else ("sm",)
+    return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
 
 
 def build_info_spec() -> Spec:
@@ -141,7 +195,6 @@ def build_info_spec() -> Spec:
     facts = {
         "PSF_FLAGS": " ".join(cpu.flags),
         "PSF_INSTRUCTION_SETS": " ".join(instruction_sets(cpu.machine)),
-        "PSF_CUDA_ARCHITECTURES": "",
         "PSF_CPU_LIBRARY": cpu.filename,
     }
     return Spec(
@@ -155,11 +208,23 @@ def build_info_spec() -> Spec:
     )
 
 
-def all_specs() -> tuple[Spec, ...]:
-    """Return the specs of every library that an ahead-of-time build puts into a wheel."""
-    return cpu_spec(), build_info_spec()
+def all_specs(architectures: Iterable[str] = ()) -> tuple[Spec, ...]:
+    """Return the specs of every library that an ahead-of-time build puts into a wheel.
+
+    Args:
+        architectures: of the CUDA library; none for a build without it.
+    """
+    architectures = tuple(architectures)
+    cuda = (cuda_spec(architectures),) if architectures else ()
+    return cpu_spec(), build_info_spec(), *cuda
 
 
-def _headers(root: Path) -> tuple[str, ...]:
-    """Return the names of all headers in csrc: any of them may be included by any source."""
-    return tuple(sorted(path.name for path in root.glob("*.h")))
+def _stable_abi() -> tuple[str, ...]:
+    return "-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET:016x}"
+
+
+def _headers(root: Path, *patterns: str) -> tuple[str, ...]:
+    """Return the headers of csrc that match: any of them may be included by any source."""
+    return tuple(
+        sorted(path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern))
+    )

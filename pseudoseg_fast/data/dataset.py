@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from pseudoseg_fast.data.decode import UnreadableImage
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
-from pseudoseg_fast.data.read import UnreadableImage, read_sample
+from pseudoseg_fast.data.read import read_sample
 from pseudoseg_fast.data.sampler import mix
 
 logger = logging.getLogger(__name__)

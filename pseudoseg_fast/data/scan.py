@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, WrongIds
 from pseudoseg_fast.data.lists import DataError, Sample
-from pseudoseg_fast.data.read import check_size, describe_file, read_image, read_mask
+from pseudoseg_fast.data.read import check_size, read_mask
 
 _AHEAD = 64  # samples per thread that are read before their turn
 

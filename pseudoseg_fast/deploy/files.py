@@ -1,0 +1,155 @@
+"""Which pictures are meant, where their results go, and writing these whole or not at all (no torch)."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, shorten
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
+
+
+class Job(NamedTuple):
+    """One picture or video.
+
+    Attributes:
+        source: its file.
+        name: path of its results below the output folder, without a suffix.
+    """
+
+    source: Path
+    name: PurePosixPath
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file is called a video."""
+        return self.source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> list[Job]:
+    """Find the pictures and videos that files, folders and globs name.
+
+    A folder is searched through, and its results keep their places below it, and those of a glob theirs below the part
+    before its first wildcard. A file's result is named after the file.
+
+    Args:
+        inputs: as given on the command line.
+        out: folder of the results, which is left out of a search.
+        suffixes: what is appended to a job's name, for each result of a picture.
+
+    Raises:
+        ValueError: an input names nothing, or two results would have one name, or one would replace an input.
+    """
+    jobs: dict[Path, Job] = {}
+    for given in inputs:
+        found = list(_find(given, out))
+        if not found:
+            raise ValueError(
+                f"expected pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or videos in every INPUT; {given} holds none"
+            )
+        for source, relative in found:
+            jobs.setdefault(
+                Path(os.path.abspath(source)), Job(source, PurePosixPath(relative).with_suffix(""))
+            )
+    _check_names(list(jobs.values()), out, suffixes)
+    return list(jobs.values())
+
+
+def _find(given: str, out: Path) -> Iterator[tuple[Path, str]]:
+    """Yield files and their paths relative to what was given."""
+    path = Path(given)
+    if path.is_dir():
+        inside = Path(os.path.abspath(out))
+        for parent, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if Path(os.path.abspath(parent), name) != inside)
+            for name in sorted(names):
+                if not name.startswith(".") and _is_known(name):
+                    yield Path(parent, name), Path(parent, name).relative_to(path).as_posix()
+    elif path.is_file():
+        yield path, path.name
+    elif glob.has_magic(given):
+        parts = path.parts
+        fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+        base = Path(*parts[:fixed])
+        for match in sorted(glob.glob(given, recursive=True)):
+            if Path(match).is_file() and _is_known(match):
+                yield Path(match), Path(os.path.relpath(match, base)).as_posix()
+    else:
+        raise ValueError(f"expected a file, a folder or a glob, found nothing at {given}")
+
+
+def _is_known(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+
+
+def _check_names(jobs: Sequence[Job], out: Path, suffixes: Sequence[str]) -> None:
+    """Raise ValueError if results would replace each other or an input."""
+    sources = {os.path.realpath(job.source) for job in jobs}
+    targets: dict[str, Path] = {}
+    problems = []
+    for job in jobs:
+        # A video's folder of frames is named like a picture's result without its suffix.
+        for suffix in ("",) if job.is_video else suffixes:
+            target = f"{job.name}{suffix}"
+            if target in targets:
+                problems.append(f"{targets[target]} and {job.source} would both be written to {out / target}")
+                break
+            if os.path.realpath(out / target) in sources:
+                problems.append(f"the result of {job.source} would replace the input {out / target}")
+            targets[target] = job.source
+    if problems:
+        raise ValueError(
+            "expected a place of its own for every result; give a common folder as INPUT, another --out, "
+            f"or several commands:\n{shorten(problems)}"
+        )
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the output folder and try to write to it.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out expects a folder that can be written, {out} cannot: {error.strerror or error}"
+        ) from error
+
+
+def write_whole(out: Path, name: PurePosixPath | str, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` fill a temporary file, then give it its name below ``out``; a link there is replaced, not followed.
+
+    Raises:
+        OSError: the file cannot be written, or a link would lead it out of ``out``.
+    """
+    target = out / name
+    folder = target.parent
+    if not folder.resolve().is_relative_to(out.resolve()):
+        raise OSError(f"{target} lies outside {out}, a link leads there; expected results inside --out alone")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=".partial-", suffix=target.suffix)
+    os.close(handle)
+    try:
+        write(Path(partial))
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _umask() -> int:
+    """Return the process's mask for new files, which temporary files ignore."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,389 @@
+"""The predict command: what it answers, and what it does with input that is not as it should be."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+from deployed import make_model
+from PIL import Image
+
+from pseudoseg_fast import predict
+from pseudoseg_fast.deploy.model import Model
+
+BLOCKED = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "lightning_fabric", "jsonargparse")
+BLOCKED += ("onnx", "onnxscript", "yaml", "tqdm", "torchmetrics", "av")
+WITHOUT_TORCH = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+from pseudoseg_fast.predict import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def labels_model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "labels.onnx")
+
+
+@pytest.fixture(scope="module")
+def maps_model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model") / "probabilities.onnx", "probabilities")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with two pictures and a folder with one of the same name and another size."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.jpg", "more/a.png")):
+        image = Image.fromarray(tiny.picture(index)[0])
+        image.crop((0, 0, 48 - index // 2, 40)).save(folder / name, quality=95)
+    return folder
+
+
+def run(*arguments):
+    return tiny.status(predict.main, [*map(str, arguments), "--threads", "1", "--device", "cpu"])
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert image.getpalette("RGB")[:9] == tiny.COLORS.ravel().tolist()
+        return np.array(image)
+
+
+def test_it_runs_without_torch(labels_model, pictures, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WITHOUT_TORCH, labels_model, pictures, "--out", out, "--overlay"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(predict.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3 classes, fp32, answers labels; runs on CPUExecutionProvider" in done.stdout
+    assert "3 pictures in" in done.stdout
+    assert files(out) == [f"{name}{end}" for name in ("a", "b", "more/a") for end in (".overlay.png", ".png")]
+    for index, name in enumerate(("a", "b", "more/a")):
+        ids = tiny.picture(index)[1][:, : 48 - index // 2]
+        assert (read(out / f"{name}.png") == ids).mean() > 0.97
+    overlay = np.array(Image.open(out / "a.overlay.png"))
+    pixels, ids = tiny.picture(0)
+    assert np.abs(overlay - (pixels / 2 + tiny.COLORS[ids] / 2)).mean() < 2
+
+
+def test_files_and_globs_are_named_after_what_was_given(labels_model, pictures, tmp_path):
+    assert run(labels_model, pictures / "b.jpg", pictures / "**" / "a.png", "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "exact"),
+    [
+        ([], True),
+        (["--tile", "32", "--overlap", "8"], True),
+        (["--tile", "32", "--overlap", "8", "--flip"], True),
+        (["--flip", "--scales", "1.0", "1.5"], False),
+    ],
+    ids=["whole", "tiles", "tiles, flip", "flip, scales"],
+)
+def test_tiles_and_averages_answer_as_a_single_pass(
+    maps_model, labels_model, pictures, tmp_path, options, exact
+):
+    run(labels_model, pictures, "--out", tmp_path / "plain")
+    assert run(maps_model, pictures, "--out", tmp_path / "out", "--probabilities", *options) == 0
+    for name in ("a", "b", "more/a"):
+        expected, labels = read(tmp_path / f"plain/{name}.png"), read(tmp_path / f"out/{name}.png")
+        assert (expected == labels).mean() > (0.999 if exact else 0.9)
+        values = np.load(tmp_path / f"out/{name}.npy")
+        assert (values.dtype, values.shape) == (np.float16, (3, *labels.shape))
+        np.testing.assert_allclose(values.astype(float).sum(0), 1, atol=2e-3)
+        assert (values.argmax(0) == labels).mean() > 0.99
+
+
+def test_a_labels_model_cuts_its_tiles_in_the_middle(labels_model, pictures, tmp_path):
+    run(labels_model, pictures, "--out", tmp_path / "plain")
+    assert run(labels_model, pictures, "--out", tmp_path / "out", "--tile", 32, "--overlap", 8) == 0
+    for name in ("a", "b", "more/a"):
+        np.testing.assert_array_equal(
+            read(tmp_path / f"plain/{name}.png"), read(tmp_path / f"out/{name}.png")
+        )
+
+
+@pytest.mark.parametrize("options", [["--flip"], ["--scales", "0.5"], ["--probabilities"]], ids=" ".join)
+def test_a_labels_model_cannot_average(labels_model, pictures, tmp_path, capsys, options):
+    assert run(labels_model, pictures, "--out", tmp_path / "out", *options) == 2
+    assert "export it with --output probabilities" in capsys.readouterr().err
+
+
+def sixteen_bit(pixels):
+    return Image.fromarray(pixels[..., 0].astype(np.uint16) * 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("grey.png", lambda pixels: Image.fromarray(pixels).convert("L")),
+        ("rgba.png", lambda pixels: Image.fromarray(pixels).convert("RGBA")),
+        ("palette.png", lambda pixels: Image.fromarray(pixels).convert("P")),
+        ("bits.png", lambda pixels: Image.fromarray(pixels).convert("1")),
+        ("cmyk.jpg", lambda pixels: Image.fromarray(pixels).convert("CMYK")),
+        ("sixteen.png", sixteen_bit),
+        ("sixteen.tif", sixteen_bit),
+        ("pixel.png", lambda pixels: Image.fromarray(pixels[:1, :1])),
+        ("thin.png", lambda pixels: Image.fromarray(pixels[:1])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("tile", [32, 1024])
+def test_pictures_of_any_mode_and_size(labels_model, tmp_path, name, make, tile):
+    image = make(tiny.picture(0)[0])
+    image.save(tmp_path / name)
+    out = tmp_path / "out"
+    assert run(labels_model, tmp_path / name, "--out", out, "--overlay", "--tile", tile, "--overlap", 8) == 0
+    labels = read(out / f"{Path(name).stem}.png")
+    assert labels.shape == (image.height, image.width)
+    assert Image.open(out / f"{Path(name).stem}.overlay.png").size == image.size
+
+
+def test_pictures_are_turned_upright(labels_model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the file is to be turned by a quarter
+    pixels, ids = tiny.picture(0)
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    assert run(labels_model, tmp_path / "turned.jpg", "--out", tmp_path / "out") == 0
+    assert (read(tmp_path / "out/turned.png") == np.rot90(ids, -1)).mean() > 0.97
+
+
+def test_grey_models_get_grey_pictures(tmp_path):
+    model = make_model(tmp_path / "grey.onnx", channels=1)
+    Image.fromarray(np.full((20, 30), 180, np.uint8)).save(tmp_path / "x.png")
+    assert run(model, tmp_path / "x.png", "--out", tmp_path / "out") == 0
+    assert (read(tmp_path / "out/x.png") == 2).all()
+
+
+@pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])
+def test_pictures_are_resized_as_in_training_and_labels_come_at_their_size(tmp_path, tile):
+    model = make_model(tmp_path / "small.onnx", "probabilities", short_side=40)
+    pixels, ids = tiny.picture(0)
+    Image.fromarray(pixels.repeat(2, 0).repeat(2, 1)).save(tmp_path / "x.png")
+    assert run(model, tmp_path / "x.png", "--out", tmp_path / "out", "--tile", tile, "--overlap", 8) == 0
+    assert (read(tmp_path / "out/x.png") == ids.repeat(2, 0).repeat(2, 1)).mean() > 0.95
+
+
+def damaged(tmp_path):
+    """Files that are no pictures, by name, with what is said of them."""
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(content, "JPEG")
+    texts = {
+        "empty.png": (b"", "cannot be read as a picture"),
+        "text.jpg": (b"not a picture\n", "cannot be read as a picture"),
+        "truncated.jpg": (content.getvalue()[:900], "cannot be read as a picture"),
+    }
+    for name, (data, _) in texts.items():
+        (tmp_path / name).write_bytes(data)
+    Image.new("1", (3000, 2000)).save(tmp_path / "huge.png")
+    Image.new("F", (3, 2)).save(tmp_path / "floats.tif")
+    texts["huge.png"] = (b"", "3000 x 2000 pixels; expected at most 5000000 in all")
+    texts["floats.tif"] = (b"", "holds floating-point numbers")
+    return {name: message for name, (_, message) in texts.items()}
+
+
+def test_bad_pictures_are_listed_at_the_end_and_the_rest_go_on(labels_model, pictures, tmp_path, capsys):
+    messages = damaged(pictures)
+    assert run(labels_model, pictures, "--out", tmp_path / "out", "--max-pixels", 5_000_000) == 1
+    assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+    printed = capsys.readouterr()
+    assert "3 pictures in" in printed.out
+    assert "5 of 8 inputs failed:" in printed.err
+    for name, message in messages.items():
+        assert any(name in line and message in line for line in printed.err.splitlines()), name
+
+
+def test_a_picture_beyond_pillows_own_limit_is_read(labels_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("1", (64, 64)).save(tmp_path / "x.png")
+    assert run(labels_model, tmp_path / "x.png", "--out", tmp_path / "out") == 0
+
+
+def no_metadata(path):
+    model = onnx.load(make_model(path))
+    del model.metadata_props[:]
+    onnx.save(model, path)
+
+
+def damaged_metadata(path):
+    model = onnx.load(make_model(path))
+    next(prop for prop in model.metadata_props if prop.key == "palette").value = "[[1, 2, 300]]"
+    onnx.save(model, path)
+
+
+def other_graph(path):
+    model = onnx.load(make_model(path))
+    next(prop for prop in model.metadata_props if prop.key == "output").value = "logits"
+    onnx.save(model, path)
+
+
+def weights_elsewhere(path):
+    """Weights in a file of another place, which reading them would leak into the answer."""
+    (path.parent / "secret").write_bytes(b"x" * 36)
+    model = onnx.load(make_model(path))
+    weight = next(value for value in model.graph.initializer if value.name == "weight")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="secret")
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "found no file"),
+        (lambda path: path.write_bytes(b""), "cannot be loaded as an ONNX model"),
+        (lambda path: path.write_text("hello"), "cannot be loaded as an ONNX model"),
+        (no_metadata, "expected a model made by python -m pseudoseg_fast.export"),
+        (damaged_metadata, "the model's metadata is damaged"),
+        (other_graph, "expected the input images (uint8), an optional input size and the output logits"),
+        (weights_elsewhere, "cannot be loaded as an ONNX model"),
+    ],
+    ids=["none", "empty", "text", "no metadata", "damaged metadata", "other graph", "weights elsewhere"],
+)
+def test_a_model_that_is_not_ours_is_refused(pictures, tmp_path, capsys, make, message):
+    make(tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx", pictures, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.png"], "found nothing at nothing.png"),
+        (["*.nothing"], "holds none"),
+        ([".", "--tile", "8"], "tiles must be at least 32 pixels"),
+        ([".", "--scales", "0"], "--scales expects factors from 0.1 to 4"),
+        ([".", "--opacity", "2"], "--opacity expects a number from 0 to 1"),
+        ([".", "--batch-size", "0"], "--batch-size expects at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_line_that_cannot_work_is_refused(
+    maps_model, pictures, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(pictures)
+    assert run(maps_model, *arguments, "--out", "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_never_replace_each_other_or_an_input(labels_model, pictures, tmp_path, capsys):
+    assert run(labels_model, pictures, pictures / "more" / "*.png", "--out", tmp_path / "same") == 0
+    assert files(tmp_path / "same") == ["a.png", "b.png", "more/a.png"]  # a picture named twice is read once
+    both = (pictures / "a.png", pictures / "more" / "a.png")
+    assert run(labels_model, *both, "--out", tmp_path / "out") == 2
+    assert "would both be written to" in capsys.readouterr().err
+    assert run(labels_model, pictures / "a.png", "--out", pictures) == 2
+    assert "would replace the input" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_does_not_read_the_results_of_the_first(labels_model, pictures):
+    for _ in range(2):
+        assert run(labels_model, pictures, "--out", pictures / "out") == 0
+    assert files(pictures / "out") == ["a.png", "b.png", "more/a.png"]
+
+
+def test_nothing_is_written_outside_the_output_folder(labels_model, pictures, tmp_path, capsys):
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    out.mkdir()
+    outside.mkdir()
+    (out / "more").symlink_to(outside)
+    (outside / "kept").write_text("kept")
+    (out / "a.png").symlink_to(outside / "kept")
+    assert run(labels_model, pictures, "--out", out) == 1
+    assert "lies outside" in capsys.readouterr().err
+    assert files(outside) == ["kept"]
+    assert (outside / "kept").read_text() == "kept"
+    assert read(out / "a.png").shape == (40, 48)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(labels_model, pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(labels_model, pictures, "--out", tmp_path / "file" / "out") == 2
+    assert "--out expects a folder that can be written" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_partial_file(labels_model, pictures, tmp_path, capsys):
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    assert run(labels_model, pictures, "--out", tmp_path / "out") == 1
+    assert "1 of 3 inputs failed" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["b.png", "more/a.png"]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(33, 41), (1, 1), (16, 70)], ids=str)
+def test_the_graph_resizes_as_torch_does(tmp_path, size, align_corners):
+    import torch
+    from torch.nn.functional import avg_pool2d, interpolate, pad
+
+    model = Model(make_model(tmp_path / "m.onnx", "logits", pool=4, align_corners=align_corners))
+    images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    height, width = (-(-side // 16) * 16 for side in size)
+    shifted = pad(images.float() - 128, (0, width - size[1], 0, height - size[0]))
+    colors = torch.tensor(tiny.COLORS, dtype=torch.float32)
+    logits = torch.einsum("kc,bchw->bkhw", colors / 500, avg_pool2d(shifted + 128, 4))
+    logits = logits - (colors**2).sum(1)[:, None, None] / 1000
+    for wanted in (size, (2 * size[0], 2 * size[1])):
+        full = (height * wanted[0] // size[0], width * wanted[1] // size[1])
+        expected = interpolate(logits, size=full, mode="bilinear", align_corners=align_corners)
+        actual = model(images.numpy(), wanted)
+        np.testing.assert_allclose(actual, expected[..., : wanted[0], : wanted[1]], rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def video(tmp_path):
+    av = pytest.importorskip("av", reason="videos need PyAV")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 48, 40, "yuv420p", 4_000_000
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(tiny.picture(index)[0], format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])
+def test_a_video_becomes_a_folder_of_frames_and_an_overlay(labels_model, video, tmp_path, tile):
+    out = tmp_path / "out"
+    assert run(labels_model, video, "--out", out, "--overlay", "--tile", tile, "--overlap", 8) == 0
+    assert files(out) == ["clip/000000.png", "clip/000001.png", "clip/000002.png", "clip/overlay.mp4"]
+    assert (read(out / "clip/000002.png") == tiny.picture(2)[1]).mean() > 0.9
+    assert run(labels_model, out / "clip/overlay.mp4", "--out", tmp_path / "again") == 0
+    assert len(files(tmp_path / "again")) == 3
+
+
+def test_a_damaged_video_is_listed_and_the_rest_go_on(labels_model, pictures, tmp_path, capsys):
+    pytest.importorskip("av", reason="videos need PyAV")
+    (pictures / "bad.mp4").write_bytes(b"no video")
+    assert run(labels_model, pictures, "--out", tmp_path / "out", "--overlay") == 1
+    assert "bad.mp4 cannot be read as a video" in capsys.readouterr().err
+    assert len(files(tmp_path / "out")) == 6
+
+
+def test_a_video_without_pyav_is_refused_at_once(labels_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    assert run(labels_model, tmp_path / "clip.mp4", "--out", tmp_path / "out") == 2
+    assert "pip install av" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""The Triton kernels without a GPU: run by the interpreter, and compiled for GPUs that are not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pseudoseg_fast import backends, functional
+
+pytest.importorskip("triton", reason="needs Triton")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*arguments, **environment):
+    """Run Python in a process of its own, from the root of the project."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_kernels_in_the_interpreter():
+    """Triton reads TRITON_INTERPRET when it is imported, hence the process of its own."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreter"]
+    done = python(*command, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_without_spills(capability, tmp_path):
+    """Registers, spills and shared memory of every kernel; bench/results has the table of all cases."""
+    out = tmp_path / "resources.json"
+    done = python(
+        *("-m", "bench.triton_resources", "--small", "--capability", str(capability), "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert out.read_text().count('"kernel"') > 20
+
+
+def test_compiled_kernels_are_for_cuda_tensors():
+    """Triton would fail on a CPU tensor with a message about drivers."""
+    x = torch.zeros(1, 4, 8)
+    with pytest.raises(
+        RuntimeError, match="'triton' cannot run refine_cam: it needs CUDA tensors, got one on cpu"
+    ):
+        functional.refine_cam(x, x, x, backend="triton")
+    assert backends.choose("refine_cam", (x, x, x)) is not backends.triton.refine_cam
+
+
+def test_work_on_the_cpu_loads_no_kernels():
+    """Nor Triton with them; torch may import that on its own account."""
+    code = (
+        "import sys, torch; from pseudoseg_fast import functional as f; x = torch.zeros(1, 4, 8)\n"
+        "f.refine_cam(x, x, x); print('pseudoseg_fast.kernels' in sys.modules)"
+    )
+    done = python("-c", code)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_without_triton_the_reason_is_given(tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('no triton here')")
+    code = (
+        "import torch; from pseudoseg_fast import functional as f; x = torch.zeros(1, 1, 2, 2)\n"
+        "f.fuse_predictions(x, x)\n"
+        "try: f.fuse_predictions(x, x, backend='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    done = python("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]), TRITON_INTERPRET="1")
+    assert "Triton cannot be imported (no triton here)" in done.stdout, done.stdout + done.stderr
