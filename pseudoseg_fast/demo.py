@@ -91,7 +91,7 @@ def make_server(served: dict[str, Asset], port: int = 0) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             # A page of another site whose name was made to point here would have that name as its host.
-            host = self.headers.get("Host", "").rpartition(":")[0]
+            host = self.headers.get("Host", "").partition(":")[0]
             asset = served.get(self.path.partition("?")[0]) if host in ("127.0.0.1", "localhost") else None
             if asset is None:
                 self.send_error(404)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ def check_classes(data: Data, classes: Sequence[str], owner: str) -> None:
 
 
 def score_onnx(path: str, device: str, config: DataConfig, data: Data) -> Scores:
-    """Score an exported model on the val pictures.
+    """Score an exported model on the val pictures, resized as in its training.
 
     Raises:
         ValueError, RuntimeError, OSError: see :class:`pseudoseg_fast.deploy.model.Model`.
@@ -193,11 +193,12 @@ def score_onnx(path: str, device: str, config: DataConfig, data: Data) -> Scores
         raise RuntimeError(f"--onnx needs ONNX Runtime: pip install onnxruntime ({error})") from error
     model = Model(path, device)
     check_classes(data, model.metadata.classes, "the model")
-    if config.short_side != model.metadata.short_side:
+    if config.short_side not in (None, model.metadata.short_side):
         raise DataError(
             f"data.short_side is {config.short_side}, the model was trained with {model.metadata.short_side}; "
             "leave the option out"
         )
+    config = replace(config, short_side=model.metadata.short_side)
 
     def label(images: Tensor, size: tuple[int, int]) -> Tensor:
         return torch.from_numpy(model.labels(images.numpy(), size))

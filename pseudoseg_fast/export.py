@@ -5,9 +5,7 @@ python -m pseudoseg_fast.export --checkpoint RUN/checkpoints/best.ckpt --out mod
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from pseudoseg_fast.config import Config, DataConfig, Parser
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import read_sample
+from pseudoseg_fast.deploy.files import prepare_folder, write_whole
 from pseudoseg_fast.deploy.metadata import Metadata
 from pseudoseg_fast.evaluate import check_classes, evaluate, parse_command, score
 from pseudoseg_fast.loaders import Data, ResizeShortSide, read_data, val_loader
@@ -143,7 +142,7 @@ def export(
         answers = assemble(options.precision, options.output)
         onnx.checker.check_model(answers, full_check=True)
         lines += _compare_scores(verify.session(answers), network, data, data_config, config, options)
-    _save(answers.SerializeToString(), out)
+    write_whole(out.parent, out.name, lambda path: path.write_bytes(answers.SerializeToString()))
     return [*lines, f"{out}: {options.precision}, {out.stat().st_size / 2**20:.1f} MiB"]
 
 
@@ -226,21 +225,6 @@ def _palette(data: Data | None, classes: int, background: int | None) -> tuple[t
     return tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
 
 
-def _save(content: bytes, out: Path) -> None:
-    """Write a file whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, out)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
 def describe_run(checkpoint: Path, config: Config, state: dict[str, Any]) -> dict[str, Any]:
     """Return what the metadata say of the training run: no path beyond the run's own folder."""
     folder = checkpoint.resolve().parent
@@ -305,6 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(parsed.out)
         if not out.parent.is_dir() or out.is_dir():
             raise ValueError(f"--out expects a file in an existing folder, such as model.onnx, got {out}")
+        prepare_folder(out.parent)
         int8 = options.precision == "int8"
         data: Data | None
         try:

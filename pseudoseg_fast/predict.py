@@ -24,7 +24,7 @@ from pseudoseg_fast.deploy.segment import Result, Segmenter, Settings, Size
 from pseudoseg_fast.visualize import blend, colorize
 
 MAX_PIXELS = 1_000_000_000
-"""Largest picture that is decoded: about 3 GB of pixels. Satellite tiles of 30000 x 20000 are within it."""
+"""Largest picture that is decoded: 4 GB in memory. Satellite tiles of 30000 x 20000 are within it."""
 _STRIP = 256  # rows that are coloured at a time
 _FAILURES = (DataError, OSError, ValueError, RuntimeError, MemoryError)
 
@@ -131,6 +131,12 @@ class Predictor:
 
     def _picture(self, job: Job) -> None:
         picture = open_upright(job.source, self.max_pixels)
+        height, width = self.segmenter.working_size(picture)
+        if height * width > self.max_pixels:
+            raise DataError(
+                f"{job.source}, {picture.width} x {picture.height}, would be resized to {width} x {height} pixels; "
+                f"expected at most {self.max_pixels} in all, give --short-side 0 or raise --max-pixels"
+            )
         if self.segmenter.is_large(picture):
             self.writer.picture(job.name, picture, self.writer.large(job.name, picture, self.segmenter))
             self.count += 1
@@ -150,12 +156,17 @@ class Predictor:
 
     def _flush(self, key: tuple[Size, Size]) -> None:
         """Segment the waiting pictures of one size."""
-        group = self._waiting.pop(key)
+        self._segment(self._waiting.pop(key))
+
+    def _segment(self, group: list[tuple[Job, Image.Image]]) -> None:
         try:
             results = self.segmenter.small([picture for _, picture in group])
         except _FAILURES as error:
-            for job, _ in group:
-                self._note(job, error)
+            if len(group) == 1:
+                self._note(group[0][0], error)
+            else:  # one of them may be to blame, or their number
+                for one in group:
+                    self._segment([one])
             return
         for (job, picture), result in zip(group, results, strict=True):
             try:
@@ -239,7 +250,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: CUDA where there is one")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: ONNX Runtime's choice")
     parser.add_argument(
-        "--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger pictures; default %(default)s"
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="refuse pictures larger than this, or resized to more; default %(default)s",
     )
     return parser
 

@@ -21,7 +21,9 @@ core (float[batch, channels, h, w] pixels) => (float[batch, 3, rows, columns] de
 """
 
 
-def make_model(path, output="labels", *, pool=1, stride=16, channels=3, align_corners=False, **properties):
+def make_model(
+    path, output="labels", *, pool=1, stride=16, channels=3, align_corners=False, mean=0.5, **properties
+):
     """Write a model whose logits are the larger, the nearer a pixel's colour is to that of the class."""
     colors = tiny.COLORS.astype(np.float32) if channels == 3 else np.float32([[40], [100], [180]])
     core = onnx.parser.parse_model(CORE % (OPSET, pool, pool, pool, pool))
@@ -29,7 +31,7 @@ def make_model(path, output="labels", *, pool=1, stride=16, channels=3, align_co
     core.graph.initializer.extend(
         numpy_helper.from_array(values, name) for name, values in (("weight", weight), ("bias", bias))
     )
-    network = SimpleNamespace(mean=torch.full((channels,), 0.5), in_channels=channels, stride=stride)
+    network = SimpleNamespace(mean=torch.full((channels,), mean), in_channels=channels, stride=stride)
     metadata = Metadata(
         tiny.CLASSES,
         tuple(tuple(int(value) for value in color) for color in tiny.COLORS),

@@ -93,6 +93,16 @@ def test_folder_and_text_named_like_pictures(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_postscript_named_like_a_picture_is_never_run(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (3, 2)).save(path, "EPS")
+    for read in (read_image, lambda path: read_image(path, 5), image_size, describe_file):
+        with pytest.raises(DataError, match=r"a.png is PostScript, a program"):
+            read(path)
+    with pytest.raises(DataError, match=r"a.png is PostScript, a program"):
+        read_mask(path, Labels(2))
+
+
 def corners(height, width):
     """A mask with a mark in its upper left corner, and a picture of the same."""
     ids = np.zeros((height, width), np.uint8)

@@ -75,6 +75,7 @@ def test_the_server_answers_its_page_on_loopback_and_nothing_else(model, stand_i
     assert status(f"{url}/runtime/../../model.onnx") == 404
     assert status(f"{url}/page.py") == 404
     assert status(f"{url}/", headers={"Host": "elsewhere.example:80"}) == 404
+    assert status(f"{url}/", headers={"Host": "127.0.0.1"}) == 200  # as on port 80
     assert status(f"{url}/", method="POST", data=b"picture") == 501
 
 

@@ -1,12 +1,14 @@
 """The export command, on a network trained for three steps."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import tiny
 import torch
+from deployed import make_model
 from PIL import Image
 
 from pseudoseg_fast import evaluate, export, predict, train
@@ -78,10 +80,10 @@ def test_an_export_answers_as_the_network_and_says_what_it_is(model, checkpoint,
     assert capsys.readouterr().out.splitlines()[1:] == expected
     root = folder / "set"
     data = [f"--data.{name}={root / name}.txt" for name in ("val", "classes")]
-    short_side = "--data.short_side=35"
-    assert tiny.status(evaluate.main, ["--onnx", str(model), f"--data.root={root}", *data, short_side]) == 0
+    command = ["--onnx", str(model), f"--data.root={root}", *data]
+    assert tiny.status(evaluate.main, command) == 0
     assert capsys.readouterr().out.splitlines()[1:] == expected
-    assert tiny.status(evaluate.main, ["--onnx", str(model), f"--data.root={root}", *data]) == 2
+    assert tiny.status(evaluate.main, [*command, "--data.short_side=36"]) == 2
     assert "the model was trained with 35" in capsys.readouterr().err
 
 
@@ -187,13 +189,17 @@ def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, fol
         (["--out", "x.onnx"], "expected --checkpoint FILE"),
         (["--checkpoint", "none.ckpt", "--out", "x.onnx"], "found no file none.ckpt"),
         (["--checkpoint", "CHECKPOINT", "--out", "no/x.onnx"], "--out expects a file in an existing folder"),
+        (
+            ["--checkpoint", "CHECKPOINT", "--out", "/proc/x.onnx"],
+            "--out expects a",
+        ),
         (["--checkpoint", "CHECKPOINT", "--out", "x", "--output", "masks"], "masks"),
         (
             ["--checkpoint", "CHECKPOINT", "--out", "x", "--precision=int8", "--with-cam"],
             "--with-cam is not for",
         ),
     ],
-    ids=["no checkpoint", "no such file", "no folder", "no output", "maps in int8"],
+    ids=["no checkpoint", "no such file", "no folder", "unwritable folder", "no output", "maps in int8"],
 )
 def test_a_command_line_that_cannot_work_is_refused(
     checkpoint, tmp_path, monkeypatch, capsys, arguments, message
@@ -202,6 +208,15 @@ def test_a_command_line_that_cannot_work_is_refused(
     assert run(*[str(checkpoint) if word == "CHECKPOINT" else word for word in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_graph_pads_with_the_pixel_of_the_network(tmp_path):
+    """255 times 0.3 lies on a half in float32, and not in float64."""
+    model = onnx.load(make_model(tmp_path / "model.onnx", mean=0.3))
+    fill = next(node.attribute[0].t for node in model.graph.node if node.output[0] == "head_fill")
+    network = SimpleNamespace(mean=torch.full((3,), 0.3), stride=16)
+    padded, _ = Network.pad(network, torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(fill).ravel(), padded[0, :, 0, 1])
 
 
 @pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "efficientnet-b0"])

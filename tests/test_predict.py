@@ -182,14 +182,24 @@ def test_pictures_are_resized_as_in_training_and_labels_come_at_their_size(tmp_p
     assert (read(tmp_path / "out/x.png") == ids.repeat(2, 0).repeat(2, 1)).mean() > 0.95
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 40\n%%EndComments\n(x) print\n"
+
+
 def damaged(tmp_path):
     """Files that are no pictures, by name, with what is said of them."""
-    content = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(content, "JPEG")
+    content, turned = io.BytesIO(), io.BytesIO()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    image.save(content, "JPEG")
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x011A: 72.0})
+    resolution = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x07")  # no number
+    image.save(turned, "JPEG", exif=resolution)
     texts = {
         "empty.png": (b"", "cannot be read as a picture"),
         "text.jpg": (b"not a picture\n", "cannot be read as a picture"),
         "truncated.jpg": (content.getvalue()[:900], "cannot be read as a picture"),
+        "turned.jpg": (turned.getvalue(), "cannot be read as a picture"),
+        "program.png": (POSTSCRIPT, "is PostScript, a program"),
     }
     for name, (data, _) in texts.items():
         (tmp_path / name).write_bytes(data)
@@ -206,9 +216,37 @@ def test_bad_pictures_are_listed_at_the_end_and_the_rest_go_on(labels_model, pic
     assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
     printed = capsys.readouterr()
     assert "3 pictures in" in printed.out
-    assert "5 of 8 inputs failed:" in printed.err
+    assert "7 of 10 inputs failed:" in printed.err
     for name, message in messages.items():
         assert any(name in line and message in line for line in printed.err.splitlines()), name
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(labels_model, pictures, tmp_path, capsys):
+    os.mkfifo(pictures / "pipe.png")
+    assert run(labels_model, pictures, "--out", tmp_path / "out") == 1
+    assert "pipe.png is a folder, a pipe or a device" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
+
+
+def test_a_bad_picture_does_not_spoil_its_batch(tmp_path, capsys):
+    model = make_model(tmp_path / "grey.onnx", channels=1)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        Image.new("L", (30, 20)).save(folder / name)
+    Image.new("LAB", (30, 20)).save(folder / "b.tif")  # Pillow has no way from LAB to grey
+    assert run(model, folder, "--out", tmp_path / "out", "--batch-size", 3) == 1
+    assert files(tmp_path / "out") == ["a.png", "c.png"]
+    assert "1 of 3 inputs failed:" in capsys.readouterr().err
+
+
+def test_a_thin_picture_is_not_blown_up_beyond_the_limit(pictures, tmp_path, capsys):
+    model = make_model(tmp_path / "small.onnx", short_side=512)
+    Image.new("RGB", (1, 60000)).save(pictures / "thin.png")
+    assert run(model, pictures, "--out", tmp_path / "out") == 1
+    assert "1 x 60000, would be resized to 512 x 30720000 pixels" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
 
 
 def test_a_picture_beyond_pillows_own_limit_is_read(labels_model, tmp_path, monkeypatch):
@@ -229,6 +267,14 @@ def damaged_metadata(path):
     onnx.save(model, path)
 
 
+def too_many_classes(path):
+    model = onnx.load(make_model(path))
+    for prop in model.metadata_props:
+        if prop.key in ("classes", "palette"):
+            prop.value = f"[{', '.join(257 * [chr(34) * 2 if prop.key == 'classes' else '[0, 0, 0]'])}]"
+    onnx.save(model, path)
+
+
 def other_graph(path):
     model = onnx.load(make_model(path))
     next(prop for prop in model.metadata_props if prop.key == "output").value = "logits"
@@ -236,8 +282,8 @@ def other_graph(path):
 
 
 def weights_elsewhere(path):
-    """Weights in a file of another place, which reading them would leak into the answer."""
-    (path.parent / "secret").write_bytes(b"x" * 36)
+    """Weights in a file of the working directory, which reading them would leak into the answer."""
+    Path("secret").write_bytes(b"x" * 36)
     model = onnx.load(make_model(path))
     weight = next(value for value in model.graph.initializer if value.name == "weight")
     weight.ClearField("raw_data")
@@ -254,12 +300,23 @@ def weights_elsewhere(path):
         (lambda path: path.write_text("hello"), "cannot be loaded as an ONNX model"),
         (no_metadata, "expected a model made by python -m pseudoseg_fast.export"),
         (damaged_metadata, "the model's metadata is damaged"),
+        (too_many_classes, "at most 256 classes"),
         (other_graph, "expected the input images (uint8), an optional input size and the output logits"),
         (weights_elsewhere, "cannot be loaded as an ONNX model"),
     ],
-    ids=["none", "empty", "text", "no metadata", "damaged metadata", "other graph", "weights elsewhere"],
+    ids=[
+        "none",
+        "empty",
+        "text",
+        "no metadata",
+        "damaged",
+        "many classes",
+        "other graph",
+        "weights elsewhere",
+    ],
 )
-def test_a_model_that_is_not_ours_is_refused(pictures, tmp_path, capsys, make, message):
+def test_a_model_that_is_not_ours_is_refused(pictures, tmp_path, monkeypatch, capsys, make, message):
+    monkeypatch.chdir(tmp_path)
     make(tmp_path / "model.onnx")
     assert run(tmp_path / "model.onnx", pictures, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
@@ -298,8 +355,8 @@ def test_results_never_replace_each_other_or_an_input(labels_model, pictures, tm
 
 
 def test_a_second_run_does_not_read_the_results_of_the_first(labels_model, pictures):
-    for _ in range(2):
-        assert run(labels_model, pictures, "--out", pictures / "out") == 0
+    for given in 2 * [pictures, pictures / "**" / "*.*"]:
+        assert run(labels_model, given, "--out", pictures / "out") == 0
     assert files(pictures / "out") == ["a.png", "b.png", "more/a.png"]
 
 
@@ -362,6 +419,25 @@ def video(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def test_a_picture_is_not_written_among_the_frames_of_a_video(labels_model, video, tmp_path, capsys):
+    (tmp_path / "clip").mkdir()
+    Image.fromarray(tiny.picture(0)[0]).save(tmp_path / "clip" / "000000.jpg")
+    assert run(labels_model, tmp_path / "cl*", tmp_path / "cl*" / "*", "--out", tmp_path / "out") == 2
+    assert "would be written among the frames of" in capsys.readouterr().err
+
+
+def test_a_video_too_thin_for_an_overlay_is_listed(labels_model, pictures, tmp_path, capsys):
+    av = pytest.importorskip("av", reason="videos need PyAV")
+    with av.open(str(pictures / "thin.mov"), "w") as container:
+        stream = container.add_stream("png", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 1, 9, "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((9, 1, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    assert run(labels_model, pictures, "--out", tmp_path / "out", "--overlay") == 1
+    assert "an overlay video needs sides of at least 2 pixels" in capsys.readouterr().err
+    assert {"a.png", "b.png", "more/a.png"} <= set(files(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])

@@ -48,14 +48,8 @@ def open_upright(path: Path, max_pixels: int | None = None) -> Image.Image:
         UnreadableImage: the file cannot be decoded, is too large, or is PostScript, for which Pillow starts a program.
         DataError: the picture holds floating-point numbers.
     """
-    if path.exists() and not path.is_file():
-        raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
     try:
         with open_whole(path) as file:
-            if file.format == "EPS":
-                raise UnreadableImage(
-                    f"{path} is PostScript, a program; expected a picture such as PNG or JPEG"
-                )
             if max_pixels is not None and file.width * file.height > max_pixels:
                 raise UnreadableImage(
                     f"{path} has {file.width} x {file.height} pixels; expected at most {max_pixels} in all, "
@@ -194,9 +188,15 @@ def open_whole(path: Path) -> Image.Image:
     """Open a picture that Pillow can read whole.
 
     Raises:
+        UnreadableImage: it is no file, or PostScript, for which Pillow starts a program.
         UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone.
     """
+    if path.exists() and not path.is_file():
+        raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
     image = Image.open(path)
+    if image.format == "EPS":
+        image.close()
+        raise UnreadableImage(f"{path} is PostScript, a program; expected a picture such as PNG or JPEG")
     if path.suffix.lower() in _TIFF and getattr(image, "n_frames", 1) > 1:
         image.close()
         raise UnidentifiedImageError("it has several pages")
@@ -206,7 +206,7 @@ def open_whole(path: Path) -> Image.Image:
 def _read_channels(path: Path) -> NDArray[Any]:
     """Read a file as [H, W] or [H, W, channels], as it is."""
     if path.suffix.lower() not in _TIFF:
-        with Image.open(path) as image:
+        with open_whole(path) as image:
             return np.array(turn_upright(image, orientation_of(image)))
     try:
         import tifffile

@@ -50,7 +50,7 @@ def read_mask(path: Path, labels: Labels, image: Path | None = None) -> NDArray[
             orientation = orientation_of(file)
             mode, mask = file.mode, file.convert("RGB") if labels.color_map else file
             if labels.stored and image is not None and orientation == 1:
-                with Image.open(image) as picture:
+                with open_whole(image) as picture:
                     orientation = orientation_of(picture)
             ids = np.array(turn_upright(mask, orientation))
     except UNREADABLE as error:

@@ -62,9 +62,8 @@ def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> list
 
 def _find(given: str, out: Path) -> Iterator[tuple[Path, str]]:
     """Yield files and their paths relative to what was given."""
-    path = Path(given)
+    path, inside = Path(given), Path(os.path.abspath(out))
     if path.is_dir():
-        inside = Path(os.path.abspath(out))
         for parent, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if Path(os.path.abspath(parent), name) != inside)
             for name in sorted(names):
@@ -76,7 +75,10 @@ def _find(given: str, out: Path) -> Iterator[tuple[Path, str]]:
         parts = path.parts
         fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
         base = Path(*parts[:fixed])
+        searched = Path(os.path.abspath(base)) in inside.parents
         for match in sorted(glob.glob(given, recursive=True)):
+            if searched and Path(os.path.abspath(match)).is_relative_to(inside):
+                continue
             if Path(match).is_file() and _is_known(match):
                 yield Path(match), Path(os.path.relpath(match, base)).as_posix()
     else:
@@ -91,8 +93,11 @@ def _check_names(jobs: Sequence[Job], out: Path, suffixes: Sequence[str]) -> Non
     """Raise ValueError if results would replace each other or an input."""
     sources = {os.path.realpath(job.source) for job in jobs}
     targets: dict[str, Path] = {}
+    videos = {job.name: job.source for job in jobs if job.is_video}
     problems = []
     for job in jobs:
+        if video := next((videos[parent] for parent in job.name.parents if parent in videos), None):
+            problems.append(f"{job.source} would be written among the frames of {video}")
         # A video's folder of frames is named like a picture's result without its suffix.
         for suffix in ("",) if job.is_video else suffixes:
             target = f"{job.name}{suffix}"

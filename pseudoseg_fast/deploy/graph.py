@@ -235,7 +235,7 @@ def assemble(core: ModelProto, network: Network, metadata: Metadata, *, align_co
     uint8 [batch, H, W], ``probabilities`` or ``logits`` float32 [batch, C, H, W]; and for a core with maps ``cam``
     [batch, K, H, W] in 0..1 and ``sgc_logits`` [batch, C, H, W].
     """
-    fill = ", ".join(f"{255 * value:.0f}" for value in network.mean.tolist())
+    fill = ", ".join(f"{value:.0f}" for value in (255 * network.mean).round().tolist())
     coordinates = "align_corners" if align_corners else "half_pixel"
     maps = ["decoder_logits", *(value.name for value in core.graph.output[1:])]
     texts = [_HEAD.format(channels=network.in_channels, stride=network.stride, fill=fill)]

@@ -97,6 +97,8 @@ def _check(metadata: Metadata) -> None:
     classes, palette = metadata.classes, metadata.palette
     if not classes or not all(isinstance(name, str) and name.isprintable() for name in classes):
         raise ValueError("classes must be printable names")
+    if len(classes) > 256:
+        raise ValueError(f"at most 256 classes have ids of one byte, got {len(classes)}")
     if len(palette) != len(classes) or not all(
         len(color) == 3 and all(type(value) is int and 0 <= value <= 255 for value in color)
         for color in palette

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         options.intra_op_num_threads = threads
+        # Without it, weights in other files would be looked for in the working directory.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         providers = [wanted] if wanted == _PROVIDERS["cpu"] else [wanted, _PROVIDERS["cpu"]]
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)

@@ -79,12 +79,24 @@ class VideoWriter:
         self._container.close()
 
     def add(self, pixels: Pixels) -> None:
-        """Append a picture."""
+        """Append a picture.
+
+        Raises:
+            ValueError: a side is a single pixel.
+            RuntimeError: PyAV cannot encode it.
+        """
         height, width = (side // 2 * 2 for side in pixels.shape[:2])
-        if self._stream is None:
-            self._stream = self._container.add_stream("h264", rate=self._rate)
-            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        frame = import_av().VideoFrame.from_ndarray(
-            np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
-        )
-        self._container.mux(self._stream.encode(frame))
+        if not height or not width:
+            raise ValueError(
+                f"an overlay video needs sides of at least 2 pixels, got {pixels.shape[1]} x {pixels.shape[0]}; "
+                "leave --overlay out"
+            )
+        av = import_av()
+        try:
+            if self._stream is None:
+                self._stream = self._container.add_stream("h264", rate=self._rate)
+                self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+            self._container.mux(self._stream.encode(frame))
+        except av.error.FFmpegError as error:
+            raise RuntimeError(f"the overlay video cannot be encoded: {error}") from error
