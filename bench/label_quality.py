@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.sets import read_data
 from pseudoseg_fast.evaluate import Scores, group_by_size
-from pseudoseg_fast.loaders import read_data, val_loader
+from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network

@@ -46,10 +46,39 @@ class RandomScale(v2.Transform):
         return tvf.resize(inpt, params["size"], antialias=True)
 
 
+class ChannelJitter(v2.Transform):
+    """Jitter brightness and contrast of pictures that are neither grey nor colour: uint8 [C, H, W], any C.
+
+    Each channel's contrast changes about its own mean; saturation and hue are of colours alone.
+
+    Args:
+        brightness: the factor is drawn from [max(0, 1 - brightness), 1 + brightness].
+        contrast: likewise.
+    """
+
+    def __init__(self, brightness: float, contrast: float) -> None:
+        super().__init__()
+        self.strengths = (brightness, contrast)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw both factors."""
+        brightness, contrast = (
+            max(0.0, 1 - strength) + float(torch.rand(())) * (1 + strength - max(0.0, 1 - strength))
+            for strength in self.strengths
+        )
+        return {"brightness": brightness, "contrast": contrast}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply both factors to one picture."""
+        pixels = inpt.float() * params["brightness"]
+        mean = pixels.mean((-2, -1), keepdim=True)
+        return (mean + (pixels - mean) * params["contrast"]).round().clamp(0, 255).to(inpt.dtype)
+
+
 class WeakView:
     """Draw one geometry: random scale, padding to the crop, random crop, horizontal flip.
 
-    Called with an image uint8 [3, H, W] and its mask uint8 [H, W], or None; returns ``image`` uint8 [3, S, S] and
+    Called with an image uint8 [C, H, W] and its mask uint8 [H, W], or None; returns ``image`` uint8 [C, S, S] and
     ``valid`` bool [S, S], False on padding, and, with a mask, ``mask`` uint8 [S, S], 255 on padding. S is ``crop_size``
     rounded up to a multiple of ``stride``; what the rounding adds is padding like any other, so that a network which
     needs divisible sides meets no special case.
@@ -99,13 +128,14 @@ class WeakView:
 class WeakStrongViews:
     """Draw a weak view and its strong twin: same geometry, jittered colours, one square cut out.
 
-    Called with an image uint8 [3, H, W]; a mask is ignored, so that a hidden label cannot leak into training. Returns
-    ``weak`` and ``strong`` uint8 [3, S, S] and ``valid`` bool [S, S], False on padding and on the square: what the
+    Called with an image uint8 [C, H, W]; a mask is ignored, so that a hidden label cannot leak into training. Returns
+    ``weak`` and ``strong`` uint8 [C, S, S] and ``valid`` bool [S, S], False on padding and on the square: what the
     consistency loss and the attention may use.
 
     Args:
         weak: draws the shared geometry.
-        color_jitter: strengths of brightness, contrast, saturation and hue, always applied, in random order.
+        color_jitter: strengths of brightness, contrast, saturation and hue, always applied, in random order;
+            pictures that are neither grey nor colour know the first two alone.
         cutout: side of the square as a fraction of the crop; 0 cuts nothing.
     """
 
@@ -120,6 +150,7 @@ class WeakStrongViews:
             )
         self.weak = weak
         self.jitter = v2.ColorJitter(*color_jitter)
+        self.channel_jitter = ChannelJitter(*color_jitter[:2])
         self.cutout = cutout
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -129,7 +160,8 @@ class WeakStrongViews:
         crop = valid[: self.weak.crop_size, : self.weak.crop_size]
         crop &= ~random_square(crop.shape, self.cutout)
         mean_pixel = self.weak.mean_pixel[:, None, None]
-        strong = torch.where(valid, self.jitter(view["image"]), mean_pixel)
+        jitter = self.jitter if image.shape[0] in (1, 3) else self.channel_jitter
+        strong = torch.where(valid, jitter(view["image"]), mean_pixel)
         return {"weak": view["image"], "strong": strong, "valid": valid}
 
 

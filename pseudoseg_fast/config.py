@@ -28,14 +28,23 @@ class DataConfig:
     """Where the pictures are and how they are cut.
 
     Args:
-        root: folder that the paths in the lists start from; "demo" is the embedded data set.
+        root: folder of the data set; "demo" is the embedded one.
+        layout: how pictures and masks are arranged below root: lists (the lists say it all), folder, voc, cityscapes,
+            coco, ade20k or mmseg; auto takes the obvious one. What a layout finds stands in for lists and class names
+            that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
-        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; not needed by method.name supervised.
+        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; a layout's are its training pictures
+            that are not labelled. Not needed by method.name supervised.
         val: list of labelled pictures to evaluate on.
-        classes: file of class names, one a line, in the order of their ids in the masks.
+        classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.
         tags: CSV file "image,tags" with tags separated by ";", for method.image_labels.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
         ignore_index: id of pixels without a label in the masks.
+        label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them.
+        reduce_zero_label: id 0 means ignored and the others count from 1; null leaves it to the layout.
+        color_map: file of the colours of RGB masks, a line "r g b class" for each.
+        mask_orientation: how masks without an EXIF orientation lie: upright, or as the pictures are stored.
+        white: value that becomes 255 in pictures of more than 8 bits; null keeps the high byte of 16.
         short_side: resize pictures so that their shorter side has this many pixels, before all else.
         crop_size: side of the training crops in pixels.
         scales: factors of the random scale.
@@ -46,13 +55,19 @@ class DataConfig:
     """
 
     root: str
-    labeled: str
-    val: str
-    classes: str
+    layout: Literal["auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg"] = "auto"
+    labeled: str | None = None
     unlabeled: str | None = None
+    val: str | None = None
+    classes: str | None = None
     tags: str | None = None
     background: Literal["auto"] | int | None = "auto"
     ignore_index: int = 255
+    label_map: dict[int, int] | str | None = None
+    reduce_zero_label: bool | None = None
+    color_map: str | None = None
+    mask_orientation: Literal["upright", "stored"] = "upright"
+    white: float | None = None
     short_side: int | None = None
     crop_size: int = 513
     scales: tuple[float, ...] = augment.SCALES
@@ -60,6 +75,17 @@ class DataConfig:
     cutout: float = augment.CUTOUT
     cache: bool = False
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, and two conversions of labels."""
+        if self.white is not None and not self.white > 0:
+            raise ValueError(f"data.white must be positive, got {self.white}")
+        given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"expected one conversion of labels, got data.{' and data.'.join(given)}; a label_map can "
+                'also say what reduce_zero_label does: "0:255,1:0,2:1"'
+            )
 
 
 @dataclass
@@ -176,11 +202,6 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse groups that contradict each other."""
-        if self.method.name == "pseudoseg" and self.data.unlabeled is None:
-            raise ValueError(
-                "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, "
-                "or --method.name supervised to go without"
-            )
         if self.method.image_labels and self.method.cutmix:
             raise ValueError(
                 "method.image_labels and method.cutmix do not go together: the tags are of whole pictures; set one to 0"
@@ -247,8 +268,8 @@ class Parser(ArgumentParser):
         elif "arguments are required: data." in message:
             message += (
                 f"\nfor a first run on pictures that come with the package: {self.prog} --config demo\n"
-                "for your own: --data.root DIR --data.labeled LIST --data.val LIST --data.classes FILE "
-                "--data.unlabeled LIST_OR_DIR"
+                "for your own: --data.root DIR, with images/train, images/val, masks/train, masks/val and classes.txt "
+                "in it, or with --data.labeled LIST --data.val LIST --data.classes FILE --data.unlabeled LIST_OR_DIR"
             )
         if not self.exit_on_error:
             raise ValueError(message) from ex

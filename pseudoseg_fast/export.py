@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pseudoseg_fast
 from pseudoseg_fast.config import Config, DataConfig, Parser
+from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import read_sample
 from pseudoseg_fast.deploy.files import prepare_folder, write_whole
@@ -208,7 +209,7 @@ def _pictures(data: Data | None, config: DataConfig, network: Network) -> list[A
 
 def _read(sample: Sample, config: DataConfig, channels: int) -> Tensor:
     """Return a picture uint8 [channels, H, W] as evaluation sees it."""
-    image = read_sample(sample._replace(mask=None), 1, channels=channels)[0]
+    image = read_sample(sample._replace(mask=None), Labels(1), channels=channels, white=config.white)[0]
     return ResizeShortSide(config.short_side)(image, None)["image"]
 
 

@@ -1,12 +1,11 @@
-"""From the configuration to the pictures of a run and the batches of a step."""
+"""From the configuration and the pictures of a run to the batches of a step."""
 
 from __future__ import annotations
 
 import math
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,88 +16,15 @@ from torchvision.transforms.v2 import functional as tvf
 from pseudoseg_fast.augment import WeakStrongViews, WeakView
 from pseudoseg_fast.config import Config, DataConfig, choose_accelerator
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
-from pseudoseg_fast.data.demo import demo_root
-from pseudoseg_fast.data.lists import DataError, Sample, read_classes, read_list, read_tags, read_unlabeled
-from pseudoseg_fast.data.read import check_masks
+from pseudoseg_fast.data.decode import UnreadableImage, read_image
+from pseudoseg_fast.data.lists import Sample
 from pseudoseg_fast.data.sampler import StepSampler, mix
+from pseudoseg_fast.data.sets import Data
+from pseudoseg_fast.data.sets import read_data as read_data
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
 
-DEMO = "demo"
 EVAL_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Data:
-    """The pictures of a run.
-
-    Args:
-        root: folder that the lists' paths start from.
-        classes: names in the order of their ids.
-        background: id of the background class, or None.
-        val: pictures with masks to evaluate on.
-        labeled: pictures with masks to learn from.
-        unlabeled: pictures to learn from without masks.
-        tags: classes of tagged pictures, by the picture's name.
-    """
-
-    root: Path
-    classes: list[str]
-    background: int | None
-    val: list[Sample]
-    labeled: list[Sample]
-    unlabeled: list[Sample]
-    tags: dict[str, set[str]]
-
-
-def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = True) -> Data:
-    """Read the lists that a configuration names and check that their pictures are there and their masks fit.
-
-    Args:
-        config: names of the lists.
-        labeled: read the labelled list, too; not needed to evaluate.
-        unlabeled: read the unlabelled list and the tags, too.
-
-    Raises:
-        DataError: a list, picture or mask is missing or does not fit; the message names it.
-    """
-    root = demo_root() if config.root == DEMO else Path(config.root)
-    if not root.is_dir():
-        raise DataError(
-            f"data.root expects a folder, or {DEMO} for the embedded data set; there is no folder {root}"
-        )
-    classes = read_classes(config.classes, root)
-    data = Data(
-        root=root,
-        classes=classes,
-        background=background_class(config.background, classes),
-        val=read_list(config.val, root),
-        labeled=read_list(config.labeled, root) if labeled else [],
-        unlabeled=read_unlabeled(config.unlabeled, root) if unlabeled and config.unlabeled else [],
-        tags=read_tags(config.tags, classes, root) if unlabeled and config.tags else {},
-    )
-    if data.tags and data.tags.keys().isdisjoint(sample.name for sample in data.unlabeled):
-        raise DataError(
-            f"{config.tags} tags no picture of {config.unlabeled}: its names must be those of the list, such as "
-            f"{data.unlabeled[0].name}, got {next(iter(data.tags))}"
-        )
-    check_masks([*data.labeled, *data.val], len(classes), config.ignore_index)
-    return data
-
-
-def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:
-    """Return the id of the background class; "auto" looks for a class of the name background.
-
-    Raises:
-        DataError: there is no class of that id.
-    """
-    if isinstance(background, str):
-        return classes.index("background") if "background" in classes else None
-    if background is not None and not 0 <= background < len(classes):
-        raise DataError(
-            f"data.background expects a class id from 0 to {len(classes) - 1}, auto or null, got {background}"
-        )
-    return background
 
 
 class WithTags:
@@ -148,13 +74,17 @@ def _train_loader(
     start: int,
     stream: int,
 ) -> DataLoader[Any]:
+    with suppress(
+        UnreadableImage
+    ):  # unreadable pictures are skipped and counted; other channels are in all of them
+        read_image(samples[0].image, config.model.in_channels, config.data.white)
     dataset = SegmentationDataset(
         samples,
-        len(data.classes),
+        data.labels,
         views,
         short_side=config.data.short_side,
         in_channels=config.model.in_channels,
-        ignore_index=config.data.ignore_index,
+        white=config.data.white,
         cache=config.data.cache,
         on_corrupt="skip",
     )
@@ -186,10 +116,10 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
     """Return the val pictures in lists of a few samples, ``image`` resized as in training, ``mask`` as it is."""
     dataset = SegmentationDataset(
         data.val,
-        len(data.classes),
+        data.labels,
         ResizeShortSide(config.short_side),
         in_channels=in_channels,
-        ignore_index=config.ignore_index,
+        white=config.white,
     )
     return DataLoader(
         dataset,

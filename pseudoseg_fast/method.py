@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.reference import compute_dtype
 from pseudoseg_fast.sgc import foreground_classes, resize_valid
 
 
@@ -37,6 +39,9 @@ class MethodConfig:
             are what the classifier learns from.
         exclude_untagged: in image-level mode, classes that a picture's tags do not name get no share of its pseudo
             label, neither through SGC nor through the decoder; not in the paper. Needs norm "none".
+        class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
+            their pixels in the labelled set, which rare classes may need.
+        weight_dice: weight of a Dice loss on labelled pictures beside L_s, for small classes; not in the paper.
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
@@ -57,6 +62,8 @@ class MethodConfig:
     cutmix: float = 0.0
     image_labels: bool = False
     exclude_untagged: bool = False
+    class_weight: Literal["balanced"] | tuple[float, ...] | None = None
+    weight_dice: float = 0.0
     weight_sa: float = 1.0
     weight_x: float = 1.0
     weight_u: float = 1.0
@@ -81,7 +88,9 @@ class MethodConfig:
             )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
-        for name in ("weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
+        if isinstance(self.class_weight, tuple) and not all(weight >= 0 for weight in self.class_weight):
+            raise ValueError(f"method.class_weight must not be negative, got {list(self.class_weight)}")
+        for name in ("weight_dice", "weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"method.{name} must not be negative, got {value}")
@@ -96,9 +105,15 @@ class MethodConfig:
 
 
 def labeled_losses(
-    config: MethodConfig, outputs: Outputs, masks: Tensor, image_labels: Tensor, *, tagged: bool = False
+    config: MethodConfig,
+    outputs: Outputs,
+    masks: Tensor,
+    image_labels: Tensor,
+    *,
+    tagged: bool = False,
+    class_weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return L_s and, for PseudoSeg, the weighted L_sa and L_x of a labelled batch.
+    """Return L_s, L_dice where wanted, and, for PseudoSeg, the weighted L_sa and L_x of a labelled batch.
 
     A supervised run has no use for the classifier and the attention head, and their losses would only cost it accuracy.
 
@@ -108,17 +123,79 @@ def labeled_losses(
         masks: [B, H, W] uint8 or int64 class ids, 255 = ignore.
         image_labels: [B, K] float, 1 for the classes in the mask.
         tagged: the step has an unlabelled batch with tags, which takes this one's place in L_x.
+        class_weight: [C], see :func:`class_weights`; None weighs all alike.
     """
-    align_corners = config.align_corners
-    losses = {"L_s": functional.cross_entropy(outputs.decoder_logits, masks, align_corners=align_corners)}
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits, masks, class_weight=class_weight, align_corners=config.align_corners
+        )
+
+    losses = {"L_s": cross_entropy(outputs.decoder_logits)}
+    if config.weight_dice:
+        dice = dice_loss(outputs.decoder_logits, masks, align_corners=config.align_corners)
+        losses["L_dice"] = config.weight_dice * dice
     if config.name == "supervised":
         return losses
     if outputs.sgc_logits is not None and config.weight_sa:
-        attention = functional.cross_entropy(outputs.sgc_logits, masks, align_corners=align_corners)
-        losses["L_sa"] = config.weight_sa * attention
+        losses["L_sa"] = config.weight_sa * cross_entropy(outputs.sgc_logits)
     if config.weight_x and not tagged:
         losses["L_x"] = config.weight_x * classification_loss(outputs.class_logits, image_labels)
     return losses
+
+
+def class_weights(config: MethodConfig, pixels: Sequence[int]) -> Tensor | None:
+    """Return the weights [C] of the classes, float32, or None where all weigh alike.
+
+    Balanced weights are ``sum(pixels) / (C' pixels_c)`` for the C' classes that occur, so that all of them weigh the
+    same in the labelled set as a whole; a class that never occurs has weight 0.
+
+    Args:
+        config: names them.
+        pixels: labelled pixels of each class.
+
+    Raises:
+        ValueError: there are not as many weights as classes.
+    """
+    if config.class_weight is None:
+        return None
+    if config.class_weight == "balanced":
+        counts = torch.tensor(pixels, dtype=torch.float64)
+        occurs = counts > 0
+        weights = counts.sum() / (occurs.sum() * counts.clamp(min=1))
+        return torch.where(occurs, weights, 0.0).float()
+    if len(config.class_weight) != len(pixels):
+        raise ValueError(
+            f"method.class_weight expects a weight for each of the {len(pixels)} classes, or balanced, "
+            f"got {len(config.class_weight)}"
+        )
+    return torch.tensor(config.class_weight, dtype=torch.float32)
+
+
+def dice_loss(logits: Tensor, masks: Tensor, *, align_corners: bool = False) -> Tensor:
+    """Return 1 - the soft Dice coefficient, the mean over the classes in the masks (Milletari et al., 3DV 2016).
+
+    ``dice_c = 2 sum(p_c t_c) / (sum(p_c) + sum(t_c))``, sums over all pixels of the batch that have a label, p the
+    softmax of the upsampled logits. Unlike the other losses it holds them at the masks' size.
+
+    Args:
+        logits: [B, C, h, w], differentiable.
+        masks: [B, H, W] uint8 or int64 class ids, 255 = ignore.
+        align_corners: how logits are resized.
+
+    Returns:
+        A scalar in [0, 1]; 0 where no pixel has a label.
+    """
+    size = (masks.shape[1], masks.shape[2])
+    full = interpolate(
+        logits.to(compute_dtype(logits)), size, mode="bilinear", align_corners=align_corners
+    ).softmax(1)
+    truth = masks.long()[:, None] == torch.arange(logits.shape[1], device=masks.device)[:, None, None]
+    labeled = truth.any(1, keepdim=True)
+    pixels = truth.sum((0, 2, 3))
+    overlap = 2 * (full * truth).sum((0, 2, 3)) / ((full * labeled).sum((0, 2, 3)) + pixels).clamp(min=1)
+    present = pixels > 0
+    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
 
 def unlabeled_losses(

@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from pseudoseg_fast import visualize
+from pseudoseg_fast.data.sets import DEMO
 from pseudoseg_fast.evaluate import Scores, evaluate
-from pseudoseg_fast.loaders import DEMO, val_loader
+from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.visualize import Pixels
@@ -132,7 +133,7 @@ def draw_samples(
         opacity = confidence[:height, :width, None].numpy()
         rows.append(
             [
-                sample["image"].expand(3, -1, -1).permute(1, 2, 0).numpy(),
+                visualize.as_color(sample["image"].permute(1, 2, 0).numpy()),
                 visualize.colorize(sample["mask"].numpy(), colors),
                 np.round(255 - (255 - guess) * opacity).astype(np.uint8),
                 visualize.colorize(predictions[sample["name"]], colors),

@@ -28,10 +28,18 @@ from tqdm import tqdm
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, choose_accelerator, parse_config, to_dict
 from pseudoseg_fast.data.dataset import CorruptCounter
+from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.evaluate import Scores, evaluate
-from pseudoseg_fast.loaders import Data, labeled_loader, read_data, unlabeled_loader, val_loader
+from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.method import Teacher, cut_mix, exclude_untagged, labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import (
+    Teacher,
+    class_weights,
+    cut_mix,
+    exclude_untagged,
+    labeled_losses,
+    unlabeled_losses,
+)
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
@@ -94,6 +102,8 @@ class Trainer:
         )
         torch.manual_seed(config.run.seed)
         self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
+        weights = class_weights(config.method, self.data.pixels)
+        self.class_weight = None if weights is None else weights.to(self.fabric.device)
         network = build_network(config.model, len(self.data.classes), self.data.background)
         network.to(memory_format=torch.channels_last)
         self.teacher = Teacher(network, config.method.ema) if config.method.ema else None
@@ -124,7 +134,7 @@ class Trainer:
         background = "none" if data.background is None else data.classes[data.background]
         return (
             f"{self.config.method.name} on {len(data.labeled)} labelled and {len(data.unlabeled)} unlabelled pictures, "
-            f"{len(data.val)} for validation, from {data.root}\n"
+            f"{len(data.val)} for validation, from {data.root} (layout {data.layout})\n"
             + (f"{len(data.tags)} pictures have tags\n" if data.tags else "")
             + f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
             f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}"
@@ -210,7 +220,9 @@ class Trainer:
             valid=labeled["valid"].to(device),
         )
         tagged = unlabeled is not None and method.image_labels
-        losses = labeled_losses(method, outputs, masks, image_labels, tagged=tagged)
+        losses = labeled_losses(
+            method, outputs, masks, image_labels, tagged=tagged, class_weight=self.class_weight
+        )
         if unlabeled is not None:
             valid = unlabeled["valid"].to(device)
             tags = unlabeled["tags"].to(device) if method.image_labels else None

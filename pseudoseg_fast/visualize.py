@@ -71,6 +71,11 @@ def colorize(labels: Pixels, colors: Pixels) -> Pixels:
     return table[labels]
 
 
+def as_color(image: Pixels) -> Pixels:
+    """Return uint8 [H, W, 3] for a picture [H, W, C]: its first three channels, or the first as grey."""
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+
+
 def blend(image: Pixels, color: Pixels, opacity: float) -> Pixels:
     """Lay ``color`` over ``image``, both uint8 [H, W, 3]."""
     return np.round(image * (1 - opacity) + color * opacity).astype(np.uint8)

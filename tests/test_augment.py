@@ -139,3 +139,14 @@ def test_a_hidden_mask_does_not_reach_the_unlabelled_views():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_pictures_of_many_channels_are_jittered_in_brightness_and_contrast():
+    image = torch.arange(5 * 16 * 16, dtype=torch.float32).reshape(5, 16, 16).remainder(251).to(torch.uint8)
+    weak = WeakView(16, scales=[1.0], mean=[0.5] * 5)
+    views = WeakStrongViews(weak, (0.0, 0.0, 0.5, 0.25), cutout=0.0)(image)
+    assert torch.equal(views["strong"], views["weak"])
+    views = WeakStrongViews(weak, (0.5, 0.5, 0.5, 0.25), cutout=0.0)(image)
+    assert views["strong"].shape == image.shape
+    assert views["strong"].dtype == torch.uint8
+    assert not torch.equal(views["strong"], views["weak"])

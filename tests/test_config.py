@@ -47,15 +47,19 @@ def test_every_odd_value_survives_a_round_trip(tmp_path):
         *DATA,
         "--data.background=null",
         "--data.short_side=96",
+        "--data.label_map=1:0,7:255",
+        "--data.white=4095",
         "--model.in_channels=1",
         "--model.mean=[0.5]",
         "--model.std=[0.25]",
         '--model.decoder={"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}',
         "--optim.weight_decay=1e-4",
+        "--method.class_weight=[0.5, 2]",
         "--run.dir=a folder",
         "--run.precision=bf16-mixed",
     )
     assert config.optim.weight_decay == 0.0001
+    assert config.method.class_weight == (0.5, 2.0)
     assert config.model.decoder == {"decoder_channels": 64, "decoder_atrous_rates": [6, 12, 18]}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -90,10 +94,15 @@ def test_a_file_counts_for_more_than_a_preset_of_its_name(tmp_path, monkeypatch)
 BAD = {
     "nothing given": (
         [],
-        ["data.root, data.labeled, data.val, data.classes", "--config demo", "--data.root DIR"],
+        ["required: data.root", "--config demo", "--data.root DIR", "--data.unlabeled LIST_OR_DIR"],
     ),
-    "half of the data": (DATA[:2], ["required: data.val, data.classes", "--data.unlabeled LIST_OR_DIR"]),
-    "unknown preset": (["--config", "demoo"], ["presets demo", "'demoo'", "did you mean 'demo'?"]),
+    "unknown layout": ([*DATA, "--data.layout=vok"], ["data.layout", "'voc'", "vok"]),
+    "two conversions of labels": (
+        [*DATA, "--data.label_map=1:0", "--data.reduce_zero_label=true"],
+        ["expected one conversion of labels, got data.label_map and data.reduce_zero_label"],
+    ),
+    "white": ([*DATA, "--data.white=0"], ["data.white must be positive, got 0"]),
+    "unknown preset": (["--config", "demoo"], ["presets ade20k", "'demoo'", "did you mean 'demo'?"]),
     "unknown preset, other spelling": (["--config=dmo"], ["'dmo'", "did you mean 'demo'?"]),
     "no preset": (["--config"], ["--config: expected one argument"]),
     "forgotten --config": (["demo"], ["unrecognized arguments: demo", "did you mean '--config demo'?"]),
@@ -108,10 +117,6 @@ BAD = {
     ),
     "gamma": ([*DATA, "--method.gamma=1.5"], ["method.gamma must be in [0, 1], got 1.5"]),
     "log_every": ([*DATA, "--run.log_every=0"], ["run.log_every must be at least 1 step, got 0"]),
-    "no unlabelled pictures": (
-        [option for option in DATA if "unlabeled" not in option],
-        ["method.name pseudoseg", "--data.unlabeled LIST_OR_DIR", "--method.name supervised"],
-    ),
     "mixed pictures with tags": (
         [*DATA, "--method.image_labels=true", "--method.cutmix=0.5"],
         ["method.image_labels and method.cutmix do not go together"],

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pseudoseg_fast.data.dataset import CorruptCounter, SegmentationDataset, collate
+from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import UnreadableImage
 from pseudoseg_fast.data.sampler import StepSampler
@@ -30,7 +31,7 @@ def noise(image, mask):
 
 
 def batches(samples, workers, start=0):
-    dataset = SegmentationDataset(samples, 3, noise, on_corrupt="skip")
+    dataset = SegmentationDataset(samples, Labels(3), noise, on_corrupt="skip")
     sampler = StepSampler(len(dataset), 3, seed=1, steps=4, start_step=start)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
     return list(loader)
@@ -38,7 +39,7 @@ def batches(samples, workers, start=0):
 
 def test_item_without_transform(tmp_path):
     labeled = make_samples(tmp_path, 2)
-    item = SegmentationDataset(labeled, 3)[1]
+    item = SegmentationDataset(labeled, Labels(3))[1]
     assert item["image"].dtype == item["mask"].dtype == torch.uint8
     assert item["image"][:, 0, 0].tolist() == [1, 0, 0]
     assert item["mask"].tolist() == [[1] * 5] * 4
@@ -58,7 +59,7 @@ def test_workers_and_start_change_no_batch(tmp_path):
 
 
 def test_seeded_item_leaves_the_generator_alone(tmp_path):
-    dataset = SegmentationDataset(make_samples(tmp_path, 1), 3, noise)
+    dataset = SegmentationDataset(make_samples(tmp_path, 1), Labels(3), noise)
     before = torch.random.get_rng_state()
     first, second, other = dataset[0, 7], dataset[0, 7], dataset[0, 8]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -68,7 +69,7 @@ def test_seeded_item_leaves_the_generator_alone(tmp_path):
 
 def test_cache_survives_changed_files_and_written_items(tmp_path):
     samples = make_samples(tmp_path, 1)
-    dataset = SegmentationDataset(samples, 3, cache=True)
+    dataset = SegmentationDataset(samples, Labels(3), cache=True)
     expected = dataset[0]["image"].clone()
     samples[0].image.unlink()
     for _ in range(2):
@@ -79,13 +80,13 @@ def test_cache_survives_changed_files_and_written_items(tmp_path):
 
 
 def test_corrupt_picture_stops_evaluation(tmp_path):
-    dataset = SegmentationDataset(make_samples(tmp_path, 2, corrupt=[1]), 3)
+    dataset = SegmentationDataset(make_samples(tmp_path, 2, corrupt=[1]), Labels(3))
     with pytest.raises(UnreadableImage, match=r"1.png cannot be read"):
         dataset[1]
 
 
 def test_corrupt_picture_is_replaced_by_the_seed_alone(tmp_path):
-    dataset = SegmentationDataset(make_samples(tmp_path, 6, corrupt=[0, 1]), 3, on_corrupt="skip")
+    dataset = SegmentationDataset(make_samples(tmp_path, 6, corrupt=[0, 1]), Labels(3), on_corrupt="skip")
     items = [dataset[0, seed] for seed in range(20)]
     assert all(item["corrupt"][0] == "0.png" for item in items)
     assert {item["name"] for item in items} == {"2.png", "3.png", "4.png", "5.png"}
@@ -96,11 +97,11 @@ def test_wrong_mask_is_never_skipped(tmp_path):
     samples = make_samples(tmp_path, 2)
     Image.fromarray(np.full((4, 5), 9, np.uint8)).save(samples[0].mask)
     with pytest.raises(DataError, match="holds the ids 9"):
-        SegmentationDataset(samples, 3, on_corrupt="skip")[0]
+        SegmentationDataset(samples, Labels(3), on_corrupt="skip")[0]
 
 
 def test_set_without_readable_pictures_ends(tmp_path):
-    dataset = SegmentationDataset(make_samples(tmp_path, 2, corrupt=[0, 1]), 3, on_corrupt="skip")
+    dataset = SegmentationDataset(make_samples(tmp_path, 2, corrupt=[0, 1]), Labels(3), on_corrupt="skip")
     with pytest.raises(DataError, match="no readable picture"):
         dataset[0, 3]
 
@@ -118,14 +119,13 @@ def test_counter_warns_once_and_stops_above_its_limit(caplog):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        pytest.param({"classes": 256}, "classes must be 1 to 255", id="classes"),
-        pytest.param({"classes": 3, "in_channels": 4}, "in_channels must be 1", id="channels"),
-        pytest.param({"classes": 3, "short_side": 0}, "short_side must be at least 1", id="short-side"),
-        pytest.param({"classes": 3, "on_corrupt": "ignore"}, "got 'ignore'", id="on-corrupt"),
+        pytest.param({"in_channels": 0}, "in_channels must be at least 1", id="channels"),
+        pytest.param({"short_side": 0}, "short_side must be at least 1", id="short-side"),
+        pytest.param({"on_corrupt": "ignore"}, "got 'ignore'", id="on-corrupt"),
     ],
 )
 def test_wrong_arguments(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
-        SegmentationDataset(make_samples(tmp_path, 1), **options)
+        SegmentationDataset(make_samples(tmp_path, 1), Labels(3), **options)
     with pytest.raises(ValueError, match="at least one sample"):
-        SegmentationDataset([], 3)
+        SegmentationDataset([], Labels(3))

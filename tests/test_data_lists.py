@@ -70,7 +70,9 @@ def test_all_missing_files_come_in_one_error(root):
     ("text", "match"),
     [
         pytest.param("# nothing\n\n", "is empty", id="empty"),
-        pytest.param("images/a.jpg\n", r"line 1: expected 'image mask', got 'images/a.jpg'", id="no-mask"),
+        pytest.param(
+            "images/a.jpg\n", r"line 1: expected 'image mask', got only 'images/a.jpg'", id="no-mask"
+        ),
         pytest.param("images/b 2.jpg masks/b 2.png\n", "got 4 columns", id="spaces"),
         pytest.param("images/a.jpg ../other/a.png\n", r"line 1: ../other/a.png leaves the root", id="leaves"),
         pytest.param("/etc/a.jpg masks/a.png\n", "leaves the root", id="absolute"),

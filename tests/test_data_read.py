@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import UnreadableImage, check_masks, read_image, read_mask, read_sample
 
@@ -36,41 +37,41 @@ def test_mask_modes_give_raw_ids(tmp_path, mode):
         palette_mask(path)
     else:
         save(path, IDS if mode == "L" else IDS.astype(np.uint16))
-    mask = read_mask(path, 3)
+    mask = read_mask(path, Labels(3))
     assert mask.dtype == np.uint8
     assert np.array_equal(mask, IDS)
 
 
 def test_two_colour_mask_gives_zero_and_one(tmp_path):
     path = save(tmp_path / "mask.png", (IDS == 1) * np.uint8(255), mode="1")
-    assert np.array_equal(read_mask(path, 2), IDS == 1)
+    assert np.array_equal(read_mask(path, Labels(2)), IDS == 1)
 
 
 def test_other_ignore_index_becomes_255(tmp_path):
     path = save(tmp_path / "mask.png", np.array([[0, 3, 65535]], np.uint16))
-    assert read_mask(path, 4, ignore_index=65535).tolist() == [[0, 3, 255]]
+    assert read_mask(path, Labels(4, ignore_index=65535)).tolist() == [[0, 3, 255]]
 
 
 def test_wrong_ids_are_named_with_their_file(tmp_path):
     path = save(tmp_path / "mask.png", np.array([[0, 3, 7], [254, 255, 1]], np.uint8))
     with pytest.raises(DataError, match=r"mask.png holds the ids 3, 7, 254; expected 0 to 2, or 255"):
-        read_mask(path, 3)
+        read_mask(path, Labels(3))
     path = save(tmp_path / "deep.png", np.array([[0, 300]], np.uint16))
     with pytest.raises(DataError, match="holds the ids 300;"):
-        read_mask(path, 3)
+        read_mask(path, Labels(3))
 
 
 def test_colour_mask_is_refused(tmp_path):
     path = save(tmp_path / "mask.png", np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(DataError, match=r"mask.png is a colour picture \(mode RGB\)"):
-        read_mask(path, 3)
+        read_mask(path, Labels(3))
 
 
 def test_corrupt_mask(tmp_path):
     path = tmp_path / "mask.png"
     path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"mask.png cannot be read as a mask"):
-        read_mask(path, 3)
+        read_mask(path, Labels(3))
 
 
 def test_image_is_turned_upright(tmp_path):
@@ -83,7 +84,7 @@ def test_image_is_turned_upright(tmp_path):
     assert upright.shape == (3, 2, 3)
     assert upright[0, 1].tolist() == [255, 255, 255]
     ids = save(tmp_path / "mask.png", np.zeros((3, 2), np.uint8))
-    assert check_masks([Sample("a.png", path, ids)], 2) == [6, 0]
+    assert check_masks([Sample("a.png", path, ids)], Labels(2)).sum(0).tolist() == [6, 0]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_image_is_turned_upright(tmp_path):
 )
 def test_image_modes(tmp_path, array, channels, expected):
     path = save(tmp_path / "a.png", array)
-    image, mask = read_sample(Sample("a.png", path), 2, channels=channels)
+    image, mask = read_sample(Sample("a.png", path), Labels(2), channels=channels)
     assert mask is None
     assert image.shape == (channels, 2, 3)
     assert torch.equal(image, torch.full_like(image, expected))
@@ -115,7 +116,7 @@ def test_resize_keeps_ids_and_aspect(tmp_path):
     ids[:, 17:] = 2
     pixels = np.repeat(ids[:, :, None] * np.uint8(100), 3, axis=2)
     entry = Sample("a.png", save(tmp_path / "a.png", pixels), save(tmp_path / "mask.png", ids))
-    image, mask = read_sample(entry, 3, short_side=10)
+    image, mask = read_sample(entry, Labels(3), short_side=10)
     assert image.shape == (3, 10, 16)
     assert mask.unique().tolist() == [0, 2]
     assert torch.equal(image[0] > 100, mask == 2)
@@ -126,11 +127,16 @@ def test_mask_of_another_size(tmp_path):
     with pytest.raises(
         DataError, match=r"a_mask.png has 4 x 2 pixels, .*a.png has 3 x 2 .*expected the same size"
     ):
-        read_sample(entry, 3)
+        read_sample(entry, Labels(3))
 
 
 def test_check_masks_counts_pixels(tmp_path):
-    assert check_masks([sample(tmp_path), sample(tmp_path, name="b")], 4) == [2, 4, 4, 0]
+    assert check_masks([sample(tmp_path), sample(tmp_path, name="b")], Labels(4)).sum(0).tolist() == [
+        2,
+        4,
+        4,
+        0,
+    ]
 
 
 def test_check_masks_reports_all_problems_at_once(tmp_path):
@@ -139,7 +145,7 @@ def test_check_masks_reports_all_problems_at_once(tmp_path):
         sample(tmp_path, np.full(IDS.shape, 9, np.uint8), name=f"wrong{number:02d}") for number in range(11)
     ]
     with pytest.raises(DataError, match=r"12 of 13 masks cannot be used") as error:
-        check_masks([sample(tmp_path), small, *wrong], 3)
+        check_masks([sample(tmp_path), small, *wrong], Labels(3))
     text = str(error.value)
     assert "small_mask.png has 4 x 2 pixels" in text
     assert "wrong08_mask.png holds the ids 9" in text
@@ -150,10 +156,10 @@ def test_check_masks_reports_all_problems_at_once(tmp_path):
 def test_check_masks_leaves_unreadable_pictures_to_training(tmp_path):
     entry = sample(tmp_path)
     entry.image.write_bytes(b"no picture")
-    assert check_masks([entry], 3) == [1, 2, 2]
+    assert check_masks([entry], Labels(3)).sum(0).tolist() == [1, 2, 2]
 
 
 def test_check_masks_knows_masks_drawn_in_black_and_white(tmp_path):
     entry = sample(tmp_path, np.where(IDS == 1, 255, 0).astype(np.uint8))
     with pytest.raises(DataError, match="write 1 for the foreground"):
-        check_masks([entry], 2)
+        check_masks([entry], Labels(2))

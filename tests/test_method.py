@@ -75,6 +75,8 @@ def test_defaults_are_the_papers():
         "cutmix": 0.0,
         "exclude_untagged": False,
         "image_labels": False,
+        "class_weight": None,
+        "weight_dice": 0.0,
         "weight_sa": 1.0,
         "weight_x": 1.0,
         "weight_u": 1.0,

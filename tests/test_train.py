@@ -70,6 +70,7 @@ VARIANTS = {
     "resized pictures": {"data.short_side": 24, "data.scales": [0.5, 2.0], "data.cache": "true"},
     "grey pictures": {"model.in_channels": 1},
     "another architecture": {"model.arch": "FPN", "optim.name": "adamw"},
+    "weighted classes and Dice": {"method.class_weight": "balanced", "method.weight_dice": 0.5},
     "bfloat16": {"run.precision": "bf16-mixed"},
     "worker processes": {"data.workers": 2},
 }

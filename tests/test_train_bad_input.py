@@ -114,7 +114,11 @@ BEFORE_THE_FIRST_STEP = {
     "missing weights": (None, {"model.weights": "none.safetensors"}, ["none.safetensors"]),
     "crop size": (None, {"data.crop_size": 0}, ["crop_size must be at least 1 pixel, got 0"]),
     "cut-out": (None, {"data.cutout": 1.5}, ["cutout is a fraction", "got 1.5"]),
-    "channels": (None, {"model.in_channels": 2}, ["in_channels must be 1 (grey) or 3 (colour), got 2"]),
+    "channels": (
+        None,
+        {"model.in_channels": 2},
+        ["0.png has 3 channels, expected 2", "--model.in_channels 3"],
+    ),
     "workers": (None, {"data.workers": -1}, ["num_workers"]),
     "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
     "nothing to go on with": (None, {"run.resume": "auto"}, ["found no file", "checkpoints/last.ckpt"]),
@@ -125,6 +129,7 @@ BEFORE_THE_FIRST_STEP = {
         ["expects a checkpoint of a run, found no file x.ckpt"],
     ),
     "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
+    "class weights": (None, {"method.class_weight": [1, 2]}, ["a weight for each of the 3 classes", "got 2"]),
     "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
     "no tags": (None, {"method.image_labels": "true"}, ["give --data.tags FILE"]),
 }

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from pseudoseg_fast.data.decode import UnreadableImage
+from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
-from pseudoseg_fast.data.read import IGNORE_INDEX, MAX_CLASSES, UnreadableImage, read_sample
+from pseudoseg_fast.data.read import read_sample
 from pseudoseg_fast.data.sampler import mix
 
 logger = logging.getLogger(__name__)
@@ -33,11 +35,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     Args:
         samples: as :func:`~pseudoseg_fast.data.lists.read_list` returns them.
-        classes: number of classes C; mask ids are 0 to C - 1.
+        labels: what the values in mask files mean; in what the transform gets they are 0 to C - 1, and 255 for ignored.
         transform: called with image uint8 [in_channels, H, W] and mask uint8 [H, W] or None.
         short_side: resize so that the shorter side has this many pixels, before the transform.
-        in_channels: 3 for colour, 1 for grey.
-        ignore_index: mask id without a label; it is 255 in what the transform gets.
+        in_channels: 3 for colour, 1 for grey, or the number that the files have.
+        white: value that becomes 255 in pictures of more than 8 bits, see :func:`~pseudoseg_fast.data.read.read_image`.
         cache: keep decoded pictures in memory, each worker its own: for small sets.
         on_corrupt: ``"raise"`` stops at an unreadable picture; ``"skip"`` puts another sample in its place, chosen by
             the seed, for :class:`CorruptCounter` to count.
@@ -46,33 +48,29 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         samples: Sequence[Sample],
-        classes: int,
+        labels: Labels,
         transform: Transform | None = None,
         *,
         short_side: int | None = None,
         in_channels: int = 3,
-        ignore_index: int = IGNORE_INDEX,
+        white: float | None = None,
         cache: bool = False,
         on_corrupt: Literal["raise", "skip"] = "raise",
     ) -> None:
         if not samples:
             raise ValueError("a data set needs at least one sample, got none")
-        if not 1 <= classes <= MAX_CLASSES:
-            raise ValueError(
-                f"classes must be 1 to {MAX_CLASSES} (masks are 8-bit, 255 is ignored), got {classes}"
-            )
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels must be 1 (grey) or 3 (colour), got {in_channels}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
         if on_corrupt not in ("raise", "skip"):
             raise ValueError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}")
         self.samples = list(samples)
-        self.classes = classes
+        self.labels = labels
         self.transform = transform
         self.short_side = short_side
         self.in_channels = in_channels
-        self.ignore_index = ignore_index
+        self.white = white
         self.skip_corrupt = on_corrupt == "skip"
         self._cache: dict[int, tuple[Tensor, Tensor | None]] | None = {} if cache else None
 
@@ -105,10 +103,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             return image.clone(), None if mask is None else mask.clone()
         image, mask = read_sample(
             self.samples[index],
-            self.classes,
+            self.labels,
             short_side=self.short_side,
             channels=self.in_channels,
-            ignore_index=self.ignore_index,
+            white=self.white,
         )
         if self._cache is not None:
             self._cache[index] = (image.clone(), None if mask is None else mask.clone())

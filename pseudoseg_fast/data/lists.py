@@ -2,16 +2,22 @@
 
 A list has one sample a line: an image, and for labelled samples its mask, both relative to the data set's root. Columns
 are separated by tabs where a line has one, else by spaces. Blank lines and lines that start with ``#`` are skipped.
+Where a layout has found the pictures, a line may name one in any way that is plain: an id, a stem, the end of its path.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import functools
+import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 SHOWN = 10
@@ -35,47 +41,96 @@ class Sample(NamedTuple):
     mask: Path | None = None
 
 
+class Index:
+    """Finds samples by what published lists call them.
+
+    Args:
+        samples: what a layout has found.
+        image_end: end of the pictures' stems that lists may leave out.
+    """
+
+    def __init__(self, samples: Sequence[Sample] = (), image_end: str = "") -> None:
+        self.samples = samples
+        self.image_end = image_end
+
+    @functools.cached_property
+    def _named(self) -> dict[str, list[tuple[str, Sample]]]:
+        """The samples by the last part of their keys; made when first needed, since most lists name whole paths."""
+        named: dict[str, list[tuple[str, Sample]]] = defaultdict(list)
+        for sample in self.samples:
+            key = self._key(sample.name)
+            named[key.rpartition("/")[2]].append((f"/{key}", sample))
+        return named
+
+    def find(self, text: str) -> list[Sample]:
+        """Return the samples that ``text`` may mean: a path, its end, or an id, with suffix or without."""
+        for key in dict.fromkeys((text.strip("/"), self._key(text.strip("/")))):
+            candidates = self._named.get(key.rpartition("/")[2], [])
+            if found := [sample for path, sample in candidates if path.endswith(f"/{key}")]:
+                return found
+        return []
+
+    def _key(self, name: str) -> str:
+        stem, suffix = os.path.splitext(name)
+        return (stem if suffix.lower() in IMAGE_SUFFIXES else name).removesuffix(self.image_end)
+
+
 def read_list(
-    path: str | Path, root: str | Path, masks: Literal["required", "ignored"] = "required"
+    path: str | Path,
+    root: str | Path,
+    masks: Literal["required", "ignored"] = "required",
+    index: Index | None = None,
 ) -> list[Sample]:
     """Read a list of samples and check that every file it names exists.
 
     Args:
         path: the list, relative to the working directory or else to ``root``.
-        root: folder that the list's paths are relative to and must not leave.
-        masks: ``"required"`` wants two columns, ``image mask``; ``"ignored"`` wants one and neither reads nor checks a
-            second: an unlabelled picture needs no mask file.
+        root: folder that the list's paths are relative to and must not leave; a leading slash means the root, too.
+        masks: ``"required"`` wants a mask for each picture, from the second column or from ``index``; ``"ignored"``
+            wants none and neither reads nor checks a second column: an unlabelled picture needs no mask file.
+        index: what a layout has found. Pictures that are no path below the root, and masks that a line does not name
+            or that are not there, are looked up in it.
 
     Raises:
-        DataError: the list is missing or empty, lacks the mask column, leaves the root, or names missing files.
+        DataError: the list is missing or empty, lacks a mask, leaves the root, or names missing files.
     """
     if masks not in ("required", "ignored"):
         raise ValueError(f"masks must be 'required' or 'ignored', got {masks!r}")
     root = Path(os.path.abspath(root))
     path = find_file(path, root)
+    index = index or Index()
     samples: list[Sample] = []
     missing: list[str] = []
-    for number, line in _lines(path):
-        image, mask = _columns(line, masks, where=f"{path}, line {number}")
-        files = [_inside(root, text, where=f"{path}, line {number}") for text in (image, mask) if text]
-        missing += [f"line {number}: {file}" for file in files if not file.is_file()]
-        samples.append(Sample(files[0].relative_to(root).as_posix(), files[0], files[1] if mask else None))
+    replaced = 0
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        image, mask = _columns(line, masks, where)
+        sample = _picture(root, image, index, where)
+        sample = (
+            sample._replace(mask=None) if masks == "ignored" else _with_mask(sample, mask, root, index, where)
+        )
+        replaced += mask is not None and sample.mask is not None and sample.mask != _inside(root, mask, where)
+        missing += [f"line {number}: {file}" for file in sample[1:] if file and not file.is_file()]
+        samples.append(sample)
     if missing:
         raise DataError(
-            f"missing files in {path}: {len(missing)}; its paths are relative to the root {root}, "
-            f"and names with spaces need tabs between the columns:\n{shorten(missing)}"
+            f"missing files in {path}: {len(missing)}; its paths are relative to the root {root}, names with spaces "
+            f"need tabs between the columns, and bare ids a --data.layout:\n{shorten(missing)}"
         )
     if not samples:
         raise DataError(f"{path} is empty; expected one sample a line")
+    if replaced:
+        logger.info("%s: %d masks are not there; those of the layout take their place", path, replaced)
     return samples
 
 
-def read_unlabeled(path: str | Path, root: str | Path) -> list[Sample]:
+def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = None) -> list[Sample]:
     """Read unlabelled samples from a list, or take every picture below a folder, sorted by path.
 
     Args:
         path: a list or a folder, relative to the working directory or else to ``root``.
         root: the data set's root.
+        index: as for :func:`read_list`.
 
     Raises:
         DataError: as :func:`read_list`, or the folder holds no picture.
@@ -84,7 +139,7 @@ def read_unlabeled(path: str | Path, root: str | Path) -> list[Sample]:
     for folder in (Path(path), root / path):
         if folder.is_dir():
             return _read_folder(Path(os.path.abspath(folder)), root)
-    return read_list(path, root, masks="ignored")
+    return read_list(path, root, "ignored", index)
 
 
 def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
@@ -95,7 +150,7 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
             with 255 = ignored can hold.
     """
     path = find_file(path, root)
-    names = [line.strip() for _, line in _lines(path)]
+    names = [line.strip() for _, line in read_lines(path)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path} names a class twice: {', '.join(repeated)}")
     if not 1 <= len(names) <= 255:
@@ -171,7 +226,7 @@ def shorten(problems: Sequence[str], shown: int = SHOWN) -> str:
     return "\n".join(f"  {problem}" for problem in [*problems[:shown], *rest])
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line numbers and lines, without blank lines and comments."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -183,7 +238,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
-    """Split a line into image and mask; the mask is None when masks are ignored."""
+    """Split a line into image and mask; the mask is None when masks are ignored or the line has none."""
     columns = [column.strip() for column in line.split("\t")] if "\t" in line else line.split()
     columns = [column for column in columns if column]
     if len(columns) > 2:
@@ -191,28 +246,79 @@ def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
             f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}; "
             "separate the columns by a tab when names have spaces, and end a single one with a tab"
         )
-    if masks == "ignored":
-        return columns[0], None
-    if len(columns) < 2:
-        raise DataError(f"{where}: expected 'image mask', got {line.strip()!r}; a labelled list needs both")
-    return columns[0], columns[1]
+    return columns[0], columns[1] if len(columns) == 2 and masks == "required" else None
+
+
+def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
+    """Return the sample that the first column of a line means, without its mask where the line is a path."""
+    try:
+        path = _inside(root, text, where)
+    except DataError:
+        if index.find(text):
+            path = root / text.strip("/")
+        else:
+            raise
+    if path.is_file():
+        return Sample(path.relative_to(root).as_posix(), path)
+    found = index.find(text)
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: {text} may be {', '.join(sample.name for sample in found[:3])}; expected more of its path"
+        )
+    return found[0] if found else Sample(path.relative_to(root).as_posix(), path)
+
+
+def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where: str) -> Sample:
+    """Return the sample with the mask that its line names, or the layout's where it names none or a missing one."""
+    named = _inside(root, mask, where) if mask else None
+    if named is None or not named.is_file():
+        known = sample.mask or next((found.mask for found in index.find(sample.name)), None)
+        named = known or named
+    if named is None and sample.image.is_file():
+        raise DataError(
+            f"{where}: expected 'image mask', got only {sample.name!r}; a labelled list needs both, or a "
+            "--data.layout that knows the mask of each picture"
+        )
+    return sample._replace(mask=named)
 
 
 def _inside(root: Path, text: str, where: str) -> Path:
     """Return the file that ``text`` names below ``root``; links are followed, ``..`` must not lead out."""
-    path = Path(os.path.normpath(root / text))
+    path = Path(os.path.normpath(os.path.join(root, text)))
     if not path.is_relative_to(root):
-        raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
+        path = Path(
+            os.path.normpath(root / text.lstrip("/"))
+        )  # many published lists begin their paths with a slash
+        if not (text.startswith("/") and path.is_relative_to(root) and path.exists()):
+            raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
     return path
 
 
 def _read_folder(folder: Path, root: Path) -> list[Sample]:
     """Return the pictures below ``folder``, named relative to ``root`` where they lie inside it."""
-    base = root if folder.is_relative_to(root) else folder
-    files = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    images = [
-        file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
+    base = len(str(root if folder.is_relative_to(root) else folder).rstrip(os.sep)) + 1
+    images = [path for path in walk(folder) if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
     if not images:
         raise DataError(f"{folder} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(Sample(image.relative_to(base).as_posix(), image) for image in images)
+    return sorted(Sample(path[base:].replace(os.sep, "/"), Path(path)) for path in images)
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but not in circles."""
+    pending = [(str(folder), frozenset[tuple[int, int]]())]
+    while pending:
+        path, above = pending.pop()
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in above:
+            continue
+        above |= {(status.st_dev, status.st_ino)}
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, above))
+                elif (
+                    entry.is_file() or entry.is_symlink()
+                ):  # no pipes; a broken link is a file that cannot be read
+                    yield entry.path

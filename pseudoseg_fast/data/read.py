@@ -1,4 +1,9 @@
-"""Read pictures and masks from files: decoding, orientation, and every check that needs pixels."""
+"""Read samples from files: masks, what lies on what, and every check that needs pixels.
+
+Pictures are turned upright, as their EXIF orientation says. A mask with an orientation of its own is turned by that.
+One without is taken to be upright already, as annotation tools show pictures; ``Labels.stored`` says that masks were
+made on pictures as the files store them, and must be turned with them.
+"""
 
 from __future__ import annotations
 
@@ -10,87 +15,93 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from pseudoseg_fast.data.decode import UNREADABLE, UnreadableImage, read_image
+from pseudoseg_fast.data.decode import (
+    UNREADABLE,
+    UnreadableImage,
+    image_size,
+    open_whole,
+    orientation_of,
+    read_image,
+    turn_upright,
+)
+from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
 
-IGNORE_INDEX = 255
-MAX_CLASSES = 255
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
+def read_mask(path: Path, labels: Labels, image: Path | None = None) -> NDArray[np.uint8]:
+    """Read a mask of class ids as uint8 [H, W], 255 = ignored.
 
-def read_mask(path: Path, classes: int, ignore_index: int = IGNORE_INDEX) -> NDArray[np.uint8]:
-    """Read a mask of class ids as uint8 [H, W], ``ignore_index`` replaced by 255.
+    Reads one value a pixel, palette, 8-bit, 16-bit and two-colour files alike, or colours where ``labels`` has a map of
+    them. A palette's colours say nothing, unless there is such a map.
 
-    Reads one value a pixel: palette, 8-bit and 16-bit grey, and two-colour files. A palette's colours say nothing.
+    Args:
+        path: the file.
+        labels: what its values mean.
+        image: its picture, whose orientation counts where ``labels.stored`` is set.
 
     Raises:
         DataError: the file cannot be decoded, is a colour picture, or holds ids that are neither classes nor ignored.
     """
     try:
-        with Image.open(path) as file:
-            mode, ids = file.mode, np.array(file)
+        with open_whole(path) as file:
+            orientation = orientation_of(file)
+            mode, mask = file.mode, file.convert("RGB") if labels.color_map else file
+            if labels.stored and image is not None and orientation == 1:
+                with open_whole(image) as picture:
+                    orientation = orientation_of(picture)
+            ids = np.array(turn_upright(mask, orientation))
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a mask: {error}") from error
+    if labels.color_map:
+        return labels.convert_colors(ids, path)
     if mode not in ("P", "L", "1") and not mode.startswith("I"):
         raise DataError(
             f"{path} is a colour picture (mode {mode}); expected one class id a pixel (modes P, L, 1 or I;16): "
-            "turn its colours into ids first"
+            "turn its colours into ids first, or name them: --data.color_map FILE with a line 'r g b class' for each"
         )
-    ids = ids.astype(np.uint8) if mode == "1" else ids
-    present = np.flatnonzero(np.bincount(ids.ravel())) if ids.dtype == np.uint8 else np.unique(ids)
-    wrong = [str(value) for value in present if not 0 <= value < classes and value != ignore_index]
-    if wrong:
-        shown = ", ".join(wrong[:8]) + (", ..." if len(wrong) > 8 else "")
-        raise DataError(
-            f"{path} holds the ids {shown}; expected 0 to {classes - 1}, or {ignore_index} for ignored"
-        )
-    if ignore_index != IGNORE_INDEX:
-        return np.where(ids == ignore_index, IGNORE_INDEX, ids).astype(np.uint8)
-    return ids.astype(np.uint8, copy=False)
+    return labels.convert(ids.astype(np.uint8) if mode == "1" else ids, path)
 
 
 def read_sample(
     sample: Sample,
-    classes: int,
+    labels: Labels,
     *,
     short_side: int | None = None,
     channels: int = 3,
-    ignore_index: int = IGNORE_INDEX,
+    white: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Read a sample as image uint8 [channels, H, W] and mask uint8 [H, W], or None without one.
 
     Args:
-        sample: the files.
-        classes: number of classes C; mask ids are 0 to C - 1.
-        short_side: resize so that the shorter side has this many pixels: the image bilinearly with antialiasing, the
-            mask to the nearest pixel.
-        channels: 3 for colour, 1 for grey.
-        ignore_index: mask id without a label; 255 in the returned mask.
+        sample: the files to read.
+        labels: what the values of its mask mean.
+        short_side: resize so that the shorter side has this many pixels, image bilinear and antialiased, mask nearest.
+        channels: as for :func:`read_image`.
+        white: as for :func:`read_image`.
 
     Raises:
-        UnreadableImage: the picture cannot be decoded.
-        DataError: the mask is not as :func:`read_mask` expects, or not of the picture's size.
+        DataError: see :func:`read_image` and :func:`read_mask`; or image and mask differ in size.
     """
-    image = read_image(sample.image, channels)
+    image = read_image(sample.image, channels, white)
     mask = None
     if sample.mask is not None:
-        mask = read_mask(sample.mask, classes, ignore_index)
-        _check_sizes(sample, mask.shape, image.shape[:2])
+        mask = read_mask(sample.mask, labels, sample.image)
+        check_size(sample, mask.shape, image.shape[:2])
     if short_side is not None:
         image, mask = _resize(image, mask, short_side)
     pixels = torch.from_numpy(image)
-    pixels = pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
     return pixels, None if mask is None else torch.from_numpy(mask)
 
 
-def check_masks(samples: Sequence[Sample], classes: int, ignore_index: int = IGNORE_INDEX) -> list[int]:
+def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
     """Open the masks of labelled samples in threads and check them all: before training rather than in its middle.
 
     Returns:
-        Labelled pixels per class, [C].
+        Labelled pixels per sample and class, [N, C].
 
     Raises:
         DataError: one text for all problems of all masks, the first ten in full.
@@ -100,8 +111,8 @@ def check_masks(samples: Sequence[Sample], classes: int, ignore_index: int = IGN
         if sample.mask is None:
             return f"{sample.name} has no mask"
         try:
-            mask = read_mask(sample.mask, classes, ignore_index)
-            _check_sizes(sample, mask.shape, _upright_size(sample.image))
+            mask = read_mask(sample.mask, labels, sample.image)
+            check_size(sample, mask.shape, image_size(sample.image))
         except UnreadableImage:
             pass  # training skips and counts unreadable pictures, evaluation stops at them
         except DataError as error:
@@ -113,33 +124,34 @@ def check_masks(samples: Sequence[Sample], classes: int, ignore_index: int = IGN
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(f"{len(problems)} of {len(samples)} masks cannot be used:\n{shorten(problems)}")
-    pixels = np.sum(np.stack([result for result in results if not isinstance(result, str)]), axis=0)
-    if classes == 2 and ignore_index == IGNORE_INDEX and pixels[1] == 0 and pixels[IGNORE_INDEX] > 0:
+    pixels = np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
+    if black_and_white(labels, pixels.sum(0)):
         raise DataError(
-            f"the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; write 1 for the foreground "
-            f"(first mask: {samples[0].mask})"
+            "the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; for masks drawn in black and "
+            f"white give --data.label_map 255:1, or write 1 for the foreground (first mask: {samples[0].mask})"
         )
-    return [int(count) for count in pixels[:classes]]
+    return pixels[:, : labels.classes]
 
 
-def _check_sizes(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> None:
+def black_and_white(labels: Labels, pixels: NDArray[np.int64]) -> bool:
+    """Say whether pixel counts by id, [256], look like those of two classes drawn as 0 and 255."""
+    plain = not (labels.label_map or labels.color_map) and labels.ignore_index == IGNORE_INDEX
+    return labels.classes == 2 and plain and len(pixels) > 0 and pixels[1] == 0 and pixels[IGNORE_INDEX] > 0
+
+
+def check_size(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> None:
     """Refuse a mask that does not cover its picture."""
     if tuple(mask) != tuple(image):
+        turned = tuple(mask) == tuple(image)[::-1]
         raise DataError(
             f"{sample.mask} has {mask[1]} x {mask[0]} pixels, its picture {sample.image} has {image[1]} x {image[0]} "
             "(upright, as its EXIF orientation says); expected the same size"
+            + (
+                "; masks made on pictures as they are stored need --data.mask_orientation stored"
+                if turned
+                else ""
+            )
         )
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Return height and width from a picture's header."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
-    return (width, height) if sideways else (height, width)
 
 
 def _resize(
@@ -149,7 +161,9 @@ def _resize(
     height, width = image.shape[:2]
     scale = short_side / min(height, width)
     size = (round(width * scale), round(height * scale))
-    resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    channels = [image] if image.ndim == 2 or image.shape[2] == 3 else [*np.moveaxis(image, 2, 0)]
+    planes = [np.array(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in channels]
+    resized = planes[0] if len(planes) == 1 else np.stack(planes, 2)
     if mask is None:
         return resized, None
     return resized, np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

@@ -1,0 +1,223 @@
+"""From the configuration to the pictures, classes and labels of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pseudoseg_fast.config import DataConfig
+from pseudoseg_fast.data.demo import demo_root
+from pseudoseg_fast.data.labels import Labels, read_color_map, read_label_map
+from pseudoseg_fast.data.layouts import LISTS, guess, read_tree
+from pseudoseg_fast.data.layouts.tree import Tree
+from pseudoseg_fast.data.lists import (
+    DataError,
+    Index,
+    Sample,
+    read_classes,
+    read_list,
+    read_tags,
+    read_unlabeled,
+)
+from pseudoseg_fast.data.read import check_masks
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+CLASSES = "classes.txt"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures of a run.
+
+    Args:
+        root: folder that the names of pictures start from.
+        layout: how the folder is arranged.
+        classes: names in the order of their ids.
+        labels: what the values in mask files mean.
+        background: id of the background class, or None.
+        val: pictures with masks to evaluate on.
+        labeled: pictures with masks to learn from.
+        unlabeled: pictures to learn from without masks.
+        tags: classes of tagged pictures, by the picture's name.
+        pixels: labelled pixels of each class, [C], in the labelled pictures.
+    """
+
+    root: Path
+    layout: str
+    classes: list[str]
+    labels: Labels
+    background: int | None
+    val: list[Sample]
+    labeled: list[Sample]
+    unlabeled: list[Sample]
+    tags: dict[str, set[str]]
+    pixels: list[int]
+
+
+def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = True) -> Data:
+    """Read what a configuration and the layout say, and check that the pictures are there and their masks fit.
+
+    Args:
+        config: names of the folder and the lists.
+        labeled: read the labelled pictures, too; not needed to evaluate.
+        unlabeled: read the unlabelled pictures and the tags, too.
+
+    Raises:
+        DataError: a list, picture or mask is missing or does not fit; the message names it.
+    """
+    root = data_root(config)
+    layout, tree = find_tree(config, root)
+    classes, labels = read_labels(config, root, tree)
+    known, others, val = read_samples(config, root, tree, labeled=labeled, unlabeled=unlabeled)
+    data = Data(
+        root=root,
+        layout=layout,
+        classes=classes,
+        labels=labels,
+        background=background_class(config.background, classes),
+        val=val,
+        labeled=known,
+        unlabeled=others,
+        tags=read_tags(config.tags, classes, root) if unlabeled and config.tags else {},
+        pixels=check_masks([*known, *val], labels)[: len(known)].sum(0).tolist(),
+    )
+    if data.tags and data.tags.keys().isdisjoint(sample.name for sample in data.unlabeled):
+        raise DataError(
+            f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be those of "
+            f"the list, such as {data.unlabeled[0].name}, got {next(iter(data.tags))}"
+        )
+    if data.labeled and (
+        absent := [name for name, count in zip(classes, data.pixels, strict=True) if not count]
+    ):
+        logger.warning(
+            "no labelled picture shows %s: nothing can teach %s",
+            ", ".join(absent),
+            "this class" if len(absent) == 1 else f"these {len(absent)} of {len(classes)} classes",
+        )
+    return data
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return the folder of the data set.
+
+    Raises:
+        DataError: there is none.
+    """
+    root = demo_root() if config.root == DEMO else Path(config.root)
+    if not root.is_dir():
+        raise DataError(
+            f"data.root expects a folder, or {DEMO} for the embedded data set; there is no folder {root}"
+        )
+    return Path(os.path.abspath(root))
+
+
+def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
+    """Return the layout that is given or obvious, and what it finds.
+
+    Raises:
+        DataError: none is obvious, or the folder is not arranged as the given one says.
+    """
+    layout = config.layout
+    if layout == "auto":
+        layout, why = guess(root, lists=bool(config.labeled and config.val))  # type: ignore[assignment]
+        if layout != LISTS:
+            logger.info(
+                "taking %s for the layout %s, since %s; --data.layout says otherwise", root, layout, why
+            )
+    tree = read_tree(layout, root)
+    if tree.orphans:
+        logger.warning("%d masks have no picture, such as %s", len(tree.orphans), tree.orphans[0])
+    return layout, tree
+
+
+def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], Labels]:
+    """Return the names of the classes and what the values in mask files mean.
+
+    A conversion that the configuration gives takes the place of the layout's.
+
+    Raises:
+        DataError: nothing says what the classes are, or a conversion does not fit them.
+    """
+    names: Sequence[str] | None = None
+    if config.classes:
+        names = read_classes(config.classes, root)
+    elif tree.classes is not None:
+        names = tree.classes
+    elif (root / CLASSES).is_file():
+        names = read_classes(root / CLASSES)
+    colors: dict[tuple[int, int, int], int] = {}
+    if config.color_map:
+        colors, listed = read_color_map(config.color_map, root, names)
+        names = names or listed
+    if not names:
+        raise DataError(
+            f"expected the names of the classes, one a line in the order of their ids: put them into {root / CLASSES} "
+            "or give --data.classes FILE"
+        )
+    label_map = read_label_map(config.label_map, root)
+    given = bool(label_map or colors) or config.reduce_zero_label is not None
+    return list(names), Labels(
+        len(names),
+        ignore_index=config.ignore_index,
+        label_map=label_map if given else tree.label_map,
+        map_only="*" if given else tree.map_only,
+        reduce_zero_label=bool(config.reduce_zero_label) if given else tree.reduce_zero_label,
+        color_map=colors,
+        stored=config.mask_orientation == "stored",
+    )
+
+
+def read_samples(
+    config: DataConfig, root: Path, tree: Tree, *, labeled: bool = True, unlabeled: bool = True
+) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Return the labelled, unlabelled and val pictures: those of the lists, or else those of the layout.
+
+    Raises:
+        DataError: a list is wrong, or neither it nor the layout names a picture that is needed.
+    """
+    index = Index(tree.samples, tree.image_end)
+    val = read_list(config.val, root, index=index) if config.val else tree.val
+    if not val:
+        raise DataError(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
+    known: list[Sample] = []
+    if labeled or (unlabeled and not config.unlabeled):
+        known = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
+    if labeled and not known:
+        raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
+    others: list[Sample] = []
+    if unlabeled and config.unlabeled:
+        others = read_unlabeled(config.unlabeled, root, index)
+    elif unlabeled:
+        taken = {sample.image for sample in [*known, *val]}
+        others = sorted(
+            sample._replace(mask=None)
+            for sample in [*tree.labeled, *tree.unlabeled]
+            if sample.image not in taken
+        )
+        if not others:
+            raise DataError(
+                "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, or "
+                "--method.name supervised to go without; with --data.labeled LIST the other training pictures of a "
+                "layout are unlabelled"
+            )
+    return known if labeled else [], others, val
+
+
+def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:
+    """Return the id of the background class; "auto" looks for a class of the name background.
+
+    Raises:
+        DataError: there is no class of that id.
+    """
+    if isinstance(background, str):
+        return classes.index("background") if "background" in classes else None
+    if background is not None and not 0 <= background < len(classes):
+        raise DataError(
+            f"data.background expects a class id from 0 to {len(classes) - 1}, auto or null, got {background}"
+        )
+    return background

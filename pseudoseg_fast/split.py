@@ -1,0 +1,182 @@
+"""Choose pictures to keep the masks of: ``python -m pseudoseg_fast.split --data.root DIR --labeled 1/16 1/8``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pseudoseg_fast.config import DataConfig, Parser
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, read_unlabeled
+from pseudoseg_fast.data.read import check_masks
+from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
+
+Pixels = NDArray[np.int64]
+
+
+def covering_order(pixels: Pixels, seed: int) -> tuple[list[int], int]:
+    """Return an order of pictures whose beginnings are nested splits, and how many of them show every class.
+
+    First come pictures for the classes, the rarest first: a random one of those that show it, unless one is there
+    already. All others follow in random order.
+
+    Args:
+        pixels: [N, C] labelled pixels per picture and class; classes without any are left out of account.
+        seed: decides the order.
+    """
+    random = np.random.default_rng(seed)
+    shown = pixels > 0
+    order: list[int] = []
+    covered: NDArray[np.bool_] = np.logical_not(shown.any(0))
+    for index in np.argsort(shown.sum(0), kind="stable"):
+        if not covered[index]:
+            order.append(int(random.choice(np.flatnonzero(shown[:, index]))))
+            covered = covered | shown[order[-1]]
+    chosen = set(order)
+    return order + [int(index) for index in random.permutation(len(pixels)) if index not in chosen], len(
+        order
+    )
+
+
+def how_many(text: str, total: int) -> int:
+    """Return the number of pictures that a share such as 1/16 or 0.05, or a number such as 50, means.
+
+    Raises:
+        ValueError: it is neither, or not between 1 and ``total``.
+    """
+    try:
+        share = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(0)
+    count = round(share * total) if share < 1 or text.strip() == "1/1" else int(share)
+    if share <= 0 or not 1 <= count <= total or (share > 1 and share.denominator != 1):
+        raise ValueError(
+            f"--labeled expects a share of the {total} pictures with masks, such as 1/16, or a number of them, such as "
+            f"50; got {text!r}"
+        )
+    return count
+
+
+def coverage(classes: Sequence[str], splits: dict[str, Pixels]) -> str:
+    """Return a table: for each class the pictures that show it, and its share of pixels, in each split [n, C]."""
+    width = max(len(name) for name in (*classes, "pictures"))
+    heads = [f"{name}: pictures  pixels %" for name in splits]
+    lines = [f"{'class':<{width}}  " + "  ".join(heads)]
+    for index, name in enumerate(classes):
+        cells = []
+        for head, pixels in zip(heads, splits.values(), strict=True):
+            share = 100 * pixels[:, index].sum() / max(1, pixels.sum())
+            cells.append(f"{(pixels[:, index] > 0).sum():>{len(head) - 10}}  {share:>8.2f}")
+        lines.append(f"{name:<{width}}  " + "  ".join(cells))
+    totals = [
+        f"{len(pixels):>{len(head) - 10}}  {'':>8}"
+        for head, pixels in zip(heads, splits.values(), strict=True)
+    ]
+    return "\n".join([*lines, f"{'pictures':<{width}}  " + "  ".join(totals)])
+
+
+def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: Sequence[Sample]) -> None:
+    """Write ``labeled.txt`` and ``unlabeled.txt`` into a new folder, which is there whole or not at all.
+
+    Raises:
+        ValueError: the folder is there already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; remove it, or choose another --output")
+    columns = {
+        "labeled.txt": [(sample.name, relative(sample.mask, root)) for sample in labeled],
+        "unlabeled.txt": [(sample.name, "") for sample in unlabeled],
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for name, rows in columns.items():
+            # A single column with spaces ends with a tab, so that it is read as one.
+            tab = any(" " in column for row in rows for column in row)
+            lines = ["\t".join(row) if tab else " ".join(row).rstrip() for row in rows]
+            (partial / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        partial.chmod(0o755)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def relative(mask: Path | None, root: Path) -> str:
+    """Return a mask's path as lists have it."""
+    if mask is None:
+        raise ValueError("a labelled picture needs a mask, got None")
+    return Path(os.path.relpath(mask, root)).as_posix()
+
+
+def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) -> str:
+    """Write a folder of lists for each share; return the table of their classes.
+
+    Raises:
+        ValueError: a share is none, a split is too small to show every class, or a folder is there already.
+    """
+    root = data_root(config)
+    tree = find_tree(config, root)[1]
+    classes, labels = read_labels(config, root, tree)
+    index = Index(tree.samples, tree.image_end)
+    pool = sorted(read_list(config.labeled, root, index=index) if config.labeled else tree.labeled)
+    if not pool:
+        raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
+    others = read_unlabeled(config.unlabeled, root, index) if config.unlabeled else tree.unlabeled
+    held_out = {
+        sample.image for sample in (read_list(config.val, root, index=index) if config.val else tree.val)
+    }
+    pixels = check_masks(pool, labels)
+    order, needed = covering_order(pixels, seed)
+    counts = {share.replace("/", "_"): how_many(share, len(pool)) for share in shares}
+    for name, count in counts.items():
+        if count < needed:
+            raise ValueError(
+                f"{count} pictures ({name}) cannot show every class with seed {seed}, {needed} can; choose a larger "
+                "share or another --seed"
+            )
+        if (output / name).exists():
+            raise ValueError(f"{output / name} is there already; remove it, or choose another --output")
+    for name, count in counts.items():
+        labeled = [pool[place] for place in sorted(order[:count])]
+        taken = {sample.image for sample in labeled} | held_out
+        rest = {sample.image: sample for sample in [*pool, *others] if sample.image not in taken}
+        write_lists(output / name, root, labeled, sorted(rest.values(), key=lambda sample: sample.name))
+    splits = {"all": pixels, **{name: pixels[order[:count]] for name, count in counts.items()}}
+    return coverage(classes, splits)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; bad input ends with a message and status 2."""
+    parser = Parser(prog="python -m pseudoseg_fast.split", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--labeled",
+        type=str,
+        nargs="+",
+        required=True,
+        help="shares of the pictures with masks, 1/16, or numbers, 50",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides which; splits of one seed are nested")
+    parser.add_argument(
+        "--output", type=str, default="splits", help="folder that gets a folder for each share"
+    )
+    parser.add_class_arguments(DataConfig, "data", help="the pictures to choose from: those labelled")
+    options = parser.instantiate(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
+    try:
+        print(split(options.data, options.labeled, options.seed, Path(options.output)))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for share in options.labeled:
+        folder = Path(options.output, share.replace("/", "_"))
+        print(f"--data.labeled {folder / 'labeled.txt'} --data.unlabeled {folder / 'unlabeled.txt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Weights of classes and the Dice loss, for sets in which some classes are rare."""
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from pseudoseg_fast import reference
+from pseudoseg_fast.method import MethodConfig, class_weights, dice_loss, labeled_losses
+from pseudoseg_fast.network import Outputs
+
+
+def test_balanced_weights_make_the_classes_weigh_alike():
+    pixels = [600, 300, 0, 100]
+    weights = class_weights(MethodConfig(class_weight="balanced"), pixels)
+    assert weights.dtype == torch.float32
+    assert (weights * torch.tensor(pixels)).tolist() == pytest.approx([1000 / 3, 1000 / 3, 0, 1000 / 3])
+    assert class_weights(MethodConfig(), pixels) is None
+    assert class_weights(MethodConfig(class_weight=(1.0, 2.0)), [5, 5]).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="a weight for each of the 4 classes, or balanced, got 2"):
+        class_weights(MethodConfig(class_weight=(1.0, 2.0)), pixels)
+    with pytest.raises(ValueError, match=r"class_weight must not be negative, got \[-1"):
+        MethodConfig(class_weight=(-1.0, 2.0))
+
+
+def test_weights_are_those_of_both_cross_entropies():
+    logits = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    outputs = Outputs(logits, torch.randn(2, 2, dtype=torch.float64), None, logits[..., :3, :2].contiguous())
+    masks = torch.randint(0, 3, (2, 13, 17), dtype=torch.uint8)
+    weight = torch.tensor([0.1, 1.0, 3.0])
+    config = MethodConfig(weight_dice=0.5, weight_sa=2.0)
+    losses = labeled_losses(config, outputs, masks, torch.zeros(2, 2), class_weight=weight)
+    torch.testing.assert_close(losses["L_s"], reference.cross_entropy(logits, masks, class_weight=weight))
+    attention = reference.cross_entropy(outputs.sgc_logits, masks, class_weight=weight)
+    torch.testing.assert_close(losses["L_sa"], 2 * attention)
+    torch.testing.assert_close(losses["L_dice"], 0.5 * dice_loss(logits, masks))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_dice_is_its_formula(align_corners):
+    logits = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    masks = torch.randint(0, 3, (2, 7, 9))  # class 3 is nowhere
+    masks[:, :2] = 255
+    loss = dice_loss(logits, masks, align_corners=align_corners)
+    full = interpolate(logits, (7, 9), mode="bilinear", align_corners=align_corners).softmax(1)
+    expected = []
+    for index in range(3):
+        chosen, inside = full[:, index][masks != 255], (masks == index)[masks != 255]
+        expected.append(1 - 2 * chosen[inside].sum() / (chosen.sum() + inside.sum()))
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    loss.backward()
+    assert logits.grad.abs().sum() > 0
+
+
+def test_dice_at_its_ends():
+    masks = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
+    right = torch.tensor([[[[50.0, -50.0, -50.0]], [[-50.0, 50.0, 50.0]]]])
+    assert float(dice_loss(right, masks)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(-right, masks)) == pytest.approx(1)
+    nothing = torch.full_like(masks, 255)
+    right.requires_grad_()
+    dice_loss(right, nothing).backward()
+    assert float(dice_loss(right, nothing).detach()) == 0
+    assert torch.equal(right.grad, torch.zeros_like(right))

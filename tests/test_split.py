@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from pseudoseg_fast import split
+from pseudoseg_fast.data.lists import read_list, read_unlabeled
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Forty pictures in the layout folder; class 2 is in one of them alone, class 3 in none."""
+    root = tmp_path / "a set"
+    for part, count in (("train", 42), ("val", 2)):
+        for folder in ("images", "masks"):
+            (root / folder / part).mkdir(parents=True)
+        for number in range(count):
+            ids = np.full((3, 4), number % 2, np.uint8)
+            ids[0, 0] = 2 if number == 17 else ids[0, 0]
+            Image.new("L", (4, 3)).save(root / f"images/{part}/a {number:02}.png")
+            if number < 40:
+                Image.fromarray(ids).save(root / f"masks/{part}/a {number:02}.png")
+    tiny.write(root / "classes.txt", ["even", "odd", "rare", "never"])
+    return root
+
+
+def run(root, output, *arguments):
+    return tiny.status(split.main, [f"--data.root={root}", f"--output={output}", *arguments])
+
+
+def test_splits_are_nested_and_show_every_class(root, tmp_path, capsys):
+    assert run(root, tmp_path / "out", "--labeled", "1/8", "1/4", "20", "--seed=3") == 0
+    sets, printed = {}, capsys.readouterr().out
+    for name, count in (("1_8", 5), ("1_4", 10), ("20", 20)):
+        labeled = read_list(tmp_path / "out" / name / "labeled.txt", root)
+        unlabeled = read_unlabeled(tmp_path / "out" / name / "unlabeled.txt", root)
+        sets[name] = {sample.name for sample in labeled}
+        assert len(sets[name]) == count
+        assert len(unlabeled) == 42 - count
+        assert sets[name].isdisjoint(sample.name for sample in unlabeled)
+        assert "images/train/a 17.png" in sets[name]
+        assert {np.array(Image.open(sample.mask))[1, 1] for sample in labeled} == {0, 1}
+    assert sets["1_8"] < sets["1_4"] < sets["20"]
+    rare = next(line for line in printed.splitlines() if line.startswith("rare"))
+    assert rare.split()[1::2] == ["1", "1", "1", "1"]
+    assert f"--data.labeled {tmp_path / 'out/1_8/labeled.txt'}" in printed
+
+
+def test_seed_decides(root, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(root, tmp_path / name, "--labeled=1/4", f"--seed={seed}") == 0
+    texts = [(tmp_path / name / "1_4/labeled.txt").read_text() for name in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_nothing_is_overwritten(root, tmp_path, capsys):
+    assert run(root, tmp_path / "out", "--labeled=1/4") == 0
+    before = (tmp_path / "out/1_4/labeled.txt").read_text()
+    assert run(root, tmp_path / "out", "--labeled", "1/2", "1/4", "--seed=1") == 2
+    assert "is there already; remove it, or choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "out/1_4/labeled.txt").read_text() == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1_4"]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        ("1", "1 pictures (1) cannot show every class"),
+        ("41", "a share of the 40 pictures with masks"),
+        ("1/0", "got '1/0'"),
+        ("few", "got 'few'"),
+        ("-1/4", "--labeled"),
+        ("1/1000", "got '1/1000'"),
+    ],
+)
+def test_wrong_shares(root, tmp_path, capsys, share, expected):
+    assert run(root, tmp_path / "out", f"--labeled={share}") == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
