@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
                 scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
-    print(f"{title} on {len(data.val)} pictures of {options.data.val}")
+    print(f"{title} on {len(data.val)} pictures of {options.data.val or data.root}")
     print(scores.table())
     return 0
 
