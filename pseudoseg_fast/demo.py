@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from pseudoseg_fast.data.decode import IMAGE_MODES
 from pseudoseg_fast.deploy.model import Model
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -70,6 +71,10 @@ def assets(model: Path, runtime: Path) -> dict[str, Asset]:
         ValueError, OSError: see :class:`~pseudoseg_fast.deploy.model.Model`; or a file of the runtime is missing.
     """
     metadata = Model(model, "cpu").metadata
+    if metadata.channels not in IMAGE_MODES:
+        raise ValueError(
+            f"{model} takes {metadata.channels} channels; expected 1 or 3, all that a browser reads"
+        )
     names = ("classes", "palette", "output", "background", "channels", "short_side")
     page = resources.files("pseudoseg_fast.deploy") / "page"
     found = {path: _asset(name, (page / name).read_bytes()) for path, name in _PAGE.items()}

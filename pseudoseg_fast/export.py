@@ -102,6 +102,7 @@ def export(
         precision=options.precision,
         background=state["background"],
         channels=network.in_channels,
+        white=config.data.white,
         short_side=config.data.short_side,
         stride=network.stride,
         run=run,

@@ -15,11 +15,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pseudoseg_fast.data.decode import open_upright, to_mode
+from pseudoseg_fast.data.decode import IMAGE_MODES
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.deploy import video
 from pseudoseg_fast.deploy.files import Job, find_jobs, prepare_folder, write_whole
 from pseudoseg_fast.deploy.model import DEVICES, Model, Pixels
+from pseudoseg_fast.deploy.pictures import Picture, open_picture, to_color
 from pseudoseg_fast.deploy.segment import Result, Segmenter, Settings, Size
 from pseudoseg_fast.visualize import blend, colorize
 
@@ -50,7 +51,7 @@ class Writer:
         overlay = [".overlay.png"] if self.opacity is not None else []
         return [".png", *overlay, *([".npy"] if self.probabilities else [])]
 
-    def picture(self, name: PurePosixPath, picture: Image.Image, result: Result) -> None:
+    def picture(self, name: PurePosixPath, picture: Picture, result: Result) -> None:
         """Write the results of a picture; the overlay is drawn on ``picture`` itself where its mode allows."""
         self.values(f"{name}.npy", result)
         self.labels(f"{name}.png", result.labels)
@@ -70,17 +71,17 @@ class Writer:
         if values is not None and not isinstance(values, np.memmap):
             write_whole(self.out, name, lambda path: np.save(path, values.astype(np.float16)))
 
-    def draw(self, picture: Image.Image, labels: Pixels) -> Image.Image:
+    def draw(self, picture: Picture, labels: Pixels) -> Image.Image:
         """Lay the classes' colours over a picture, strip by strip."""
         assert self.opacity is not None
-        drawn = to_mode(picture)
+        drawn = to_color(picture)
         for top in range(0, drawn.height, _STRIP):
             strip = drawn.crop((0, top, drawn.width, min(top + _STRIP, drawn.height)))
             color = colorize(labels[top : top + _STRIP], self.colors)
             drawn.paste(Image.fromarray(blend(np.asarray(strip), color, self.opacity)), (0, top))
         return drawn
 
-    def large(self, name: PurePosixPath, picture: Image.Image, segmenter: Segmenter) -> Result:
+    def large(self, name: PurePosixPath, picture: Picture, segmenter: Segmenter) -> Result:
         """Segment a large picture, its probabilities straight into their file."""
         if not self.probabilities:
             return segmenter.large(picture)
@@ -112,7 +113,7 @@ class Predictor:
         self.max_pixels = max_pixels
         self.count = 0
         self.failures: list[str] = []
-        self._waiting: dict[tuple[Size, Size], list[tuple[Job, Image.Image]]] = {}
+        self._waiting: dict[tuple[Size, Size], list[tuple[Job, Picture]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Segment all jobs; one that fails is noted and the rest go on."""
@@ -130,7 +131,8 @@ class Predictor:
         print(f"{self.count} pictures in {seconds:.1f} s, {self.count / max(seconds, 1e-9):.2f} images/s")
 
     def _picture(self, job: Job) -> None:
-        picture = open_upright(job.source, self.max_pixels)
+        metadata = self.segmenter.model.metadata
+        picture = open_picture(job.source, metadata.channels, metadata.white, self.max_pixels)
         height, width = self.segmenter.working_size(picture)
         if height * width > self.max_pixels:
             raise DataError(
@@ -150,7 +152,7 @@ class Predictor:
         while sum(waiting.width * waiting.height for _, waiting in self._all_waiting()) > limit:
             self._flush(next(iter(self._waiting)))
 
-    def _all_waiting(self) -> Iterator[tuple[Job, Image.Image]]:
+    def _all_waiting(self) -> Iterator[tuple[Job, Picture]]:
         for group in self._waiting.values():
             yield from group
 
@@ -158,7 +160,7 @@ class Predictor:
         """Segment the waiting pictures of one size."""
         self._segment(self._waiting.pop(key))
 
-    def _segment(self, group: list[tuple[Job, Image.Image]]) -> None:
+    def _segment(self, group: list[tuple[Job, Picture]]) -> None:
         try:
             results = self.segmenter.small([picture for _, picture in group])
         except _FAILURES as error:
@@ -177,6 +179,11 @@ class Predictor:
 
     def _video(self, job: Job) -> None:
         """Segment a video's frames into a folder of numbered pictures; the overlay becomes a video in it."""
+        channels = self.segmenter.model.metadata.channels
+        if channels not in IMAGE_MODES:
+            raise DataError(
+                f"{job.source} is a video, whose frames have colours; the model expects {channels} channels, give TIFFs"
+            )
         if self.writer.opacity is None:
             self._frames(job, None)
             return

@@ -25,7 +25,11 @@ def make_model(
     path, output="labels", *, pool=1, stride=16, channels=3, align_corners=False, mean=0.5, **properties
 ):
     """Write a model whose logits are the larger, the nearer a pixel's colour is to that of the class."""
-    colors = tiny.COLORS.astype(np.float32) if channels == 3 else np.float32([[40], [100], [180]])
+    colors = (
+        tiny.COLORS.astype(np.float32)
+        if channels == 3
+        else np.float32([[40], [100], [180]]).repeat(channels, 1)
+    )
     core = onnx.parser.parse_model(CORE % (OPSET, pool, pool, pool, pool))
     weight, bias = colors[:, :, None, None] / 500, -(colors**2).sum(1) / 1000
     core.graph.initializer.extend(

@@ -229,6 +229,28 @@ def test_a_pipe_is_not_waited_for(labels_model, pictures, tmp_path, capsys):
     assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
 
 
+@pytest.mark.parametrize("options", [(), ("--tile", 32, "--overlap", 8)], ids=["whole", "tiles"])
+@pytest.mark.parametrize("short_side", [None, 20])
+def test_many_channels_and_white_are_those_of_training(tmp_path, options, short_side):
+    tifffile = pytest.importorskip("tifffile")
+    model = make_model(tmp_path / "five.onnx", channels=5, white=4095.0, short_side=short_side, stride=4)
+    ids = np.zeros((40, 60), np.uint8)
+    ids[:, 20:40], ids[20:, 40:] = 1, 2
+    values = np.array([40, 100, 180])[ids] / 255 * 4095
+    pixels = values[..., None].repeat(5, 2).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="minisblack", planarconfig="contig")
+    assert run(model, tmp_path / "x.tif", "--out", tmp_path / "out", "--overlay", *options) == 0
+    assert (read(tmp_path / "out/x.png") == ids).mean() > (0.99 if short_side is None else 0.9)
+    with Image.open(tmp_path / "out/x.overlay.png") as overlay:
+        assert (overlay.mode, overlay.size) == ("RGB", (60, 40))
+
+
+def test_a_model_of_many_channels_refuses_colour(pictures, tmp_path, capsys):
+    model = make_model(tmp_path / "five.onnx", channels=5)
+    assert run(model, pictures / "a.png", "--out", tmp_path / "out") == 1
+    assert "a.png has 3 channels, expected 5" in capsys.readouterr().err
+
+
 def test_a_bad_picture_does_not_spoil_its_batch(tmp_path, capsys):
     model = make_model(tmp_path / "grey.onnx", channels=1)
     folder = tmp_path / "pictures"

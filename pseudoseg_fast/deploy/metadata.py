@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 FORMAT = "pseudoseg_fast onnx 1"
 OUTPUTS = ("labels", "probabilities", "logits")
 PRECISIONS = ("fp32", "fp16", "int8")
-INPUT = "uint8 [batch, channels, height, width], 0 to 255, RGB or grey, any height and width, not normalised"
-_JSON = ("classes", "palette", "background", "channels", "short_side", "stride", "run", "versions")
+INPUT = "uint8 [batch, channels, height, width], 0 to 255, any height and width, 3 channels are RGB, not normalised"
+_JSON = ("classes", "palette", "background", "channels", "white", "short_side", "stride", "run", "versions")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Metadata:
         output: what the graph's first output is, one of ``OUTPUTS``.
         precision: of the network's arithmetic, one of ``PRECISIONS``.
         background: id of the background class, or None.
-        channels: of a picture, 1 or 3.
+        channels: of a picture; 1 is grey, 3 RGB.
+        white: value that becomes 255 in pictures of more than 8 bits; None keeps the high byte of 16.
         short_side: pictures were resized in training so that their shorter side has this many pixels; None: never.
         stride: the network works on sides that are multiples of it; the graph pads to them.
         run: the training run: checkpoint, step, architecture, encoder, method, score.
@@ -40,6 +41,7 @@ class Metadata:
     precision: str = "fp32"
     background: int | None = None
     channels: int = 3
+    white: float | None = None
     short_side: int | None = None
     stride: int = 1
     run: dict[str, Any] = field(default_factory=dict)
@@ -106,9 +108,12 @@ def _check(metadata: Metadata) -> None:
         raise ValueError("palette must have red, green and blue in 0..255 for each class")
     if metadata.output not in OUTPUTS or metadata.precision not in PRECISIONS:
         raise ValueError(f"output {metadata.output!r} or precision {metadata.precision!r} is unknown")
-    for name, allowed in (("channels", (1, 3)), ("stride", range(1, 1025))):
+    for name, allowed in (("channels", range(1, 1025)), ("stride", range(1, 1025))):
         if getattr(metadata, name) not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(str, (allowed[0], allowed[-1])))}")
+    white = metadata.white
+    if white is not None and not (type(white) in (int, float) and 0 < white < float("inf")):
+        raise ValueError("white must be a positive number or null")
     short_side = metadata.short_side
     if short_side is not None and not (type(short_side) is int and 0 < short_side <= 1 << 16):
         raise ValueError("short_side must be a number of pixels or null")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pseudoseg_fast.data.decode import to_mode
 from pseudoseg_fast.deploy.model import Maps, Model, Pixels
+from pseudoseg_fast.deploy.pictures import Picture, to_pixels
 from pseudoseg_fast.deploy.tiles import Answers, Span, check_tiles, spans, stitch
 
 Size = tuple[int, int]
@@ -85,7 +86,7 @@ class Segmenter:
                 "labels: export it with --output probabilities"
             )
 
-    def working_size(self, picture: Image.Image) -> Size:
+    def working_size(self, picture: Picture) -> Size:
         """Return height and width at which a picture is seen."""
         height, width = picture.height, picture.width
         short_side = self.settings.short_side
@@ -96,18 +97,18 @@ class Segmenter:
             return short_side, max(1, int(short_side * width / height))
         return max(1, int(short_side * height / width)), short_side
 
-    def is_large(self, picture: Image.Image) -> bool:
+    def is_large(self, picture: Picture) -> bool:
         """Tell whether a picture is cut into tiles."""
         return max(self.working_size(picture)) > self.settings.tile
 
-    def group_key(self, picture: Image.Image) -> tuple[Size, Size]:
+    def group_key(self, picture: Picture) -> tuple[Size, Size]:
         """Return what pictures of one batch have in common: the sizes at which they are seen and answered."""
         seen = self.working_size(picture)
         full = picture.height, picture.width
         limit = max(self.settings.tile**2, seen[0] * seen[1])
         return seen, full if full[0] * full[1] <= limit else seen
 
-    def small(self, pictures: Sequence[Image.Image]) -> list[Result]:
+    def small(self, pictures: Sequence[Picture]) -> list[Result]:
         """Segment pictures of one ``group_key``, none of them large, in one run."""
         seen, size = self.group_key(pictures[0])
         images = np.stack([self._pixels(picture, seen) for picture in pictures])
@@ -122,7 +123,7 @@ class Segmenter:
             results.append(Result(_enlarge(labels, picture), probabilities))
         return results
 
-    def large(self, picture: Image.Image, probabilities: NDArray[np.floating] | None = None) -> Result:
+    def large(self, picture: Picture, probabilities: NDArray[np.floating] | None = None) -> Result:
         """Segment a picture tile by tile.
 
         Args:
@@ -131,12 +132,7 @@ class Segmenter:
         """
         settings = self.settings
         seen = self.working_size(picture)
-        if seen != (picture.height, picture.width):
-            source = to_mode(picture, self.model.metadata.channels).resize(
-                (seen[1], seen[0]), Image.Resampling.BILINEAR
-            )
-        else:
-            source = picture
+        source = self._resize(picture, seen) if seen != (picture.height, picture.width) else picture
         rows, columns = (spans(side, settings.tile, settings.overlap) for side in seen)
 
         def answer(places: list[tuple[Span, Span]]) -> Answers:
@@ -165,21 +161,21 @@ class Segmenter:
         assert total is not None
         return total / (len(self.settings.scales) * (1 + self.settings.flip)) if self.averages else total
 
-    def _pixels(self, picture: Image.Image, size: Size) -> Pixels:
+    def _pixels(self, picture: Picture, size: Size) -> Pixels:
         """Return a picture as uint8 [channels, *size]."""
-        image = to_mode(picture, self.model.metadata.channels)
-        if size != (image.height, image.width):
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return _channels_first(image)
+        if size != (picture.height, picture.width):
+            picture = self._resize(picture, size)
+        return to_pixels(picture, self.model.metadata.channels)
 
-    def _tile(self, source: Image.Image, row: Span, column: Span) -> Pixels:
+    def _resize(self, picture: Picture, size: Size) -> Picture:
+        """Return a picture at another size, in the model's channels: not every mode can be resized."""
+        if isinstance(picture, Image.Image):
+            picture = to_mode(picture, self.model.metadata.channels)
+        return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+    def _tile(self, source: Picture, row: Span, column: Span) -> Pixels:
         tile = source.crop((column.start, row.start, column.stop, row.stop))
-        return _channels_first(to_mode(tile, self.model.metadata.channels))
-
-
-def _channels_first(image: Image.Image) -> Pixels:
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return to_pixels(tile, self.model.metadata.channels)
 
 
 def _rescale(images: Pixels, scale: float) -> Pixels:
@@ -200,7 +196,7 @@ def _rescale(images: Pixels, scale: float) -> Pixels:
     )
 
 
-def _enlarge(labels: Pixels, picture: Image.Image) -> Pixels:
+def _enlarge(labels: Pixels, picture: Picture) -> Pixels:
     """Bring class ids to the picture's size: each pixel takes the nearest."""
     if labels.shape == (picture.height, picture.width):
         return labels
