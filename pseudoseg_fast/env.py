@@ -180,14 +180,12 @@ def _choices(device: str) -> dict[str, str]:
 
 def _choice(function: str, device: str) -> str:
     tensors = [torch.zeros(shape, device=device) for shape in _PROBES[function]]
-    refusals = []
+    refusals: list[str] = []
     for name, module in backends.BACKENDS.items():
-        try:
-            module.can_run(function, tensors, raise_error=True)
-        except (RuntimeError, TypeError, ValueError) as error:
-            refusals.append(f"not {name}: {str(error).partition(chr(10))[0]}")
-        else:
+        refusal = module.refusal(function, tensors)
+        if not refusal:
             return "\n".join([name, *refusals])
+        refusals.append(f"not {name}: {refusal.partition(chr(10))[0]}")
     return "\n".join(["none", *refusals])
 
 

@@ -1,8 +1,8 @@
 """Choose which implementation of a public function runs.
 
-Each backend is a module with ``can_run(function, tensors, *, raise_error=False)`` and a function of the same name
-and signature as in ``pseudoseg_fast.reference`` for everything that it can run. The same check serves the automatic
-choice, which moves on, and a forced backend, which raises the reason.
+Each backend is a module with ``refusal(function, tensors)``, which returns why it cannot run a public function on some
+tensors or an empty string, and a function of the same name and signature as in ``pseudoseg_fast.reference`` for
+everything that it can run. Upon a refusal the automatic choice moves on, and a forced backend raises it.
 """
 
 import logging
@@ -30,15 +30,16 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
 
     Raises:
         ValueError: no backend has this name.
-        TypeError, RuntimeError: the forced backend cannot run; the message says why.
+        RuntimeError: the forced backend cannot run; the message says why.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":
-        name = next(name for name, module in BACKENDS.items() if module.can_run(function, given))
+        name = next(name for name, module in BACKENDS.items() if not module.refusal(function, given))
         if not torch.compiler.is_compiling():
             logger.debug("%s runs on backend %r", function, name)
         return getattr(BACKENDS[name], function)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
-    BACKENDS[backend].can_run(function, given, raise_error=True)
+    if refusal := BACKENDS[backend].refusal(function, given):
+        raise RuntimeError(f"backend {backend!r} cannot run {function}: {refusal}")
     return getattr(BACKENDS[backend], function)

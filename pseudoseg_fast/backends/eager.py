@@ -16,7 +16,6 @@ from pseudoseg_fast.reference import (
 )
 
 __all__ = [
-    "can_run",
     "consistency_loss",
     "cross_entropy",
     "fuse_predictions",
@@ -24,10 +23,11 @@ __all__ = [
     "predict_labels",
     "pseudo_label",
     "refine_cam",
+    "refusal",
     "soft_cross_entropy",
 ]
 
 
-def can_run(function: str, tensors: Sequence[Tensor], *, raise_error: bool = False) -> bool:
-    """Return True: PyTorch runs everything, so ``"auto"`` always finds a backend."""
-    return True
+def refusal(function: str, tensors: Sequence[Tensor]) -> str:
+    """Return an empty string: PyTorch runs everything, so ``"auto"`` always finds a backend."""
+    return ""

@@ -5,29 +5,46 @@ backward scales it. A second backward through the same graph, and the backward o
 again. Second derivatives are not computed.
 """
 
+import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pseudoseg_fast.build import BuildError
 from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype
+
+logger = logging.getLogger(__name__)
 
 _REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 _NORMS = {"batch": 0, "image": 1, "pixel": 2, "none": 3}
 
 
-def register() -> None:
-    """Register shapes and derivatives of the operators, which hold for every device; once in a process."""
-    if _registered:
-        return
-    _registered.append(True)
-    for name, maps in _LOSSES.items():
-        _register_loss(name, maps)
-    torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
-    torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
-
-
 _registered: list[bool] = []
+
+
+def load(library: Callable[[], None], kind: str) -> str:
+    """Load a library of kernels, with shapes and derivatives of their operators; return why not, or an empty string.
+
+    Args:
+        library: builds the library if need be and loads it.
+        kind: "CPU" or "CUDA", for the one warning where that fails and nobody asked for it.
+    """
+    try:
+        library()
+    except BuildError as error:
+        if os.environ.get("PSEUDOSEG_BACKEND") != "eager":
+            logger.warning("running without native %s kernels: %s", kind, error)
+        return str(error)
+    if not _registered:  # they hold for every device
+        _registered.append(True)
+        for name, maps in _LOSSES.items():
+            _register_loss(name, maps)
+        torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
+        torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
+    return ""
 
 
 def soft_cross_entropy(

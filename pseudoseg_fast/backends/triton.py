@@ -24,19 +24,8 @@ _MAX_DEPTH = 256
 _MAX_CLASSES = 1024
 
 
-def can_run(function: str, tensors: Sequence[Tensor], *, raise_error: bool = False) -> bool:
-    """Tell whether the kernels can run a public function on these tensors.
-
-    Raises:
-        RuntimeError: with ``raise_error``, why they cannot.
-    """
-    reason = _reason(function, tensors)
-    if reason and raise_error:
-        raise RuntimeError(f"backend 'triton' cannot run {function}: {reason}")
-    return not reason
-
-
-def _reason(function: str, tensors: Sequence[Tensor]) -> str:
+def refusal(function: str, tensors: Sequence[Tensor]) -> str:
+    """Return why the kernels cannot run a public function on these tensors, or an empty string."""
     if function not in FUNCTIONS:
         return f"it has kernels for {', '.join(FUNCTIONS)}; use another backend"
     for tensor in tensors:
