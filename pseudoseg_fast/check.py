@@ -22,7 +22,8 @@ from pseudoseg_fast.config import DataConfig, Parser, to_dict
 from pseudoseg_fast.data.decode import read_image
 from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES, Labels
 from pseudoseg_fast.data.layouts.tree import Tree
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, read_unlabeled, shorten
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
+from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import black_and_white, read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
 from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tree, read_labels
@@ -48,7 +49,9 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
     """Return the labelled, unlabelled and val pictures; a list that is wrong is reported and left out."""
     index = Index(tree.samples, tree.image_end)
 
-    def read(path: str | None, default: list[Sample], reader: Callable[[str], list[Sample]]) -> list[Sample]:
+    def read(
+        path: str | None, default: Sequence[Sample], reader: Callable[[str], Sequence[Sample]]
+    ) -> Sequence[Sample]:
         if path is None:
             return default
         try:
@@ -59,9 +62,9 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
 
     labeled = read(config.labeled, tree.labeled, lambda path: read_list(path, root, index=index))
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
-    taken = {sample.image for sample in [*labeled, *val]}
-    rest = [sample for sample in [*tree.labeled, *tree.unlabeled] if sample.image not in taken]
-    unlabeled = read(config.unlabeled, rest, lambda path: read_unlabeled(path, root, index))
+    unlabeled = read(
+        config.unlabeled, tree.without([*labeled, *val], root), lambda path: read_unlabeled(path, root, index)
+    )
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
     if not val and not config.val:
@@ -74,9 +77,9 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
             + shorten([str(path) for path in tree.orphans])
         )
     return {
-        "labelled": labeled,
+        "labelled": [*labeled],
         "unlabelled": [sample._replace(mask=None) for sample in unlabeled],
-        "val": val,
+        "val": [*val],
     }
 
 

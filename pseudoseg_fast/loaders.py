@@ -32,9 +32,7 @@ class WithTags:
 
     def __init__(self, data: Data) -> None:
         self.tags = data.tags
-        self.classes = [
-            data.classes[index] for index in foreground_classes(len(data.classes), data.background)
-        ]
+        self.classes = foreground_classes(len(data.classes), data.background)
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate samples, tags included."""
@@ -42,9 +40,10 @@ class WithTags:
 
     def of(self, name: str) -> Tensor:
         """Return the tags [K] of the picture ``name``."""
-        if name not in self.tags:
+        shown = self.tags.get(name)
+        if shown is None:
             return torch.full((len(self.classes),), math.nan)
-        return torch.tensor([float(label in self.tags[name]) for label in self.classes])
+        return torch.tensor([float(index in shown) for index in self.classes])
 
 
 def labeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
@@ -68,7 +67,7 @@ def _weak_view(config: Config, network: Network) -> WeakView:
 def _train_loader(
     config: Config,
     data: Data,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     views: WeakView | WeakStrongViews,
     batch_size: int,
     start: int,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.config import DataConfig, Parser
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, read_unlabeled
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
+from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
 

@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
         if on_corrupt not in ("raise", "skip"):
             raise ValueError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}")
-        self.samples = list(samples)
+        self.samples = samples
         self.labels = labels
         self.transform = transform
         self.short_side = short_side

@@ -8,6 +8,7 @@ made on pictures as the files store them, and must be turned with them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from pseudoseg_fast.data.cache import SETTLED, Arrays, remember, stamps
 from pseudoseg_fast.data.decode import (
     UNREADABLE,
     UnreadableImage,
@@ -29,6 +32,9 @@ from pseudoseg_fast.data.decode import (
 )
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
+
+KEPT = 1000
+"""Fewer masks are read each time."""
 
 
 def read_mask(path: Path, labels: Labels, image: Path | None = None) -> NDArray[np.uint8]:
@@ -100,12 +106,47 @@ def read_sample(
 def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
     """Open the masks of labelled samples in threads and check them all: before training rather than in its middle.
 
+    Many masks are read once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: what is kept holds until
+    a mask or its picture changes.
+
     Returns:
         Labelled pixels per sample and class, [N, C].
 
     Raises:
         DataError: one text for all problems of all masks, the first ten in full.
     """
+    if len(samples) < KEPT:
+        pixels = _count_pixels(samples, labels)
+    else:
+        files = [str(path) for sample in samples for path in sample[1:]]
+        now, began = stamps(files), time.time_ns()
+
+        def find() -> Arrays:
+            counts = _count_pixels(samples, labels)
+            ids = np.flatnonzero(counts.any(0))
+            return {
+                "ids": ids,
+                "counts": counts[:, ids].astype(np.uint32),
+                "files": now,
+                "began": np.array(began),
+            }
+
+        def fresh(kept: Arrays) -> bool:
+            return bool(now[:, 1].max() < kept["began"] - SETTLED) and np.array_equal(kept["files"], now)
+
+        known = remember("pixels", (labels, files), fresh, find)
+        pixels = np.zeros((len(samples), IGNORE_INDEX + 1), np.int64)
+        pixels[:, known["ids"]] = known["counts"]
+    if black_and_white(labels, pixels.sum(0)):
+        raise DataError(
+            "the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; for masks drawn in black and "
+            f"white give --data.label_map 255:1, or write 1 for the foreground (first mask: {samples[0].mask})"
+        )
+    return pixels[:, : labels.classes]
+
+
+def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
+    """Read masks and return their pixels by id, [N, 256]."""
 
     def check(sample: Sample) -> NDArray[np.int64] | str:
         if sample.mask is None:
@@ -119,18 +160,20 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
             return str(error)
         return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(check, samples))
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        results = list(
+            tqdm(
+                pool.map(check, samples),
+                "masks",
+                len(samples),
+                unit="mask",
+                disable=None if len(samples) >= KEPT else True,
+            )
+        )
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(f"{len(problems)} of {len(samples)} masks cannot be used:\n{shorten(problems)}")
-    pixels = np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
-    if black_and_white(labels, pixels.sum(0)):
-        raise DataError(
-            "the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; for masks drawn in black and "
-            f"white give --data.label_map 255:1, or write 1 for the foreground (first mask: {samples[0].mask})"
-        )
-    return pixels[:, : labels.classes]
+    return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 
 
 def black_and_white(labels: Labels, pixels: NDArray[np.int64]) -> bool:
