@@ -21,6 +21,7 @@ from pseudoseg_fast.data.lists import Sample
 from pseudoseg_fast.data.sampler import StepSampler, mix
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.data.sets import read_data as read_data
+from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
 
@@ -94,7 +95,7 @@ def _train_loader(
         collate_fn=WithTags(data) if stream else collate,
         num_workers=config.data.workers,
         pin_memory=choose_accelerator(config.run.accelerator) == "cuda",
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the loader draws a seed of its own: not from the generator that a run saves
     )
 
@@ -108,6 +109,7 @@ class ResizeShortSide:
     def __call__(self, image: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return ``image`` and, where there is one, ``mask``."""
         image = image if self.size is None else tvf.resize(image, [self.size], antialias=True)
+        image = image.contiguous()
         return {"image": image} if mask is None else {"image": image, "mask": mask}
 
 
@@ -125,12 +127,16 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
         batch_size=EVAL_BATCH,
         num_workers=config.workers,
         collate_fn=list,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself."""
+def start_worker(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself.
+
+    Pictures come and go in a worker as activations do in training: it keeps their memory, too.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()

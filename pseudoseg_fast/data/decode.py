@@ -74,7 +74,9 @@ def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
     return image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels])
 
 
-def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: Path, channels: int = 3, white: float | None = None, at_least: int = 0
+) -> NDArray[np.uint8]:
     """Read a picture upright, as its EXIF orientation says, as uint8 [H, W] for one channel or [H, W, channels].
 
     Grey and colour are turned into each other as ``channels`` wants, and an alpha channel is dropped. Any other number
@@ -84,6 +86,8 @@ def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDA
         path: the file.
         channels: 1 for grey, 3 for colour, or the number that the file has.
         white: value that becomes 255 in pictures of more than 8 bits, 0 staying 0; None keeps the high byte of 16.
+        at_least: where not 0, a JPEG may come at a half, a quarter or an eighth of its size, as long as its shorter
+            side keeps this many pixels: what is to be made small is decoded several times faster.
 
     Raises:
         UnreadableImage: the file cannot be decoded.
@@ -92,7 +96,7 @@ def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDA
     try:
         if channels in IMAGE_MODES:
             try:
-                return _read_pillow(path, channels, white)
+                return _read_pillow(path, channels, white, at_least)
             except UnidentifiedImageError:
                 if path.suffix.lower() not in _TIFF:
                     raise
@@ -167,9 +171,11 @@ def describe_file(path: Path) -> tuple[str, bool, float | None]:
     return f"{channels} channels of {pixels.dtype}", False, peak
 
 
-def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.uint8]:
+def _read_pillow(path: Path, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
     """Read a grey or colour picture."""
     with open_whole(path) as file:
+        if at_least:
+            file.draft(None, (at_least, at_least))  # keeps the mode
         # Pillow's decoders name their raw format in the tile; 16-bit colour is 8-bit by the time it is decoded.
         raw = str(file.tile[0][3]) if file.tile else ""
         if white is not None and _DEEP_COLOR in raw:

@@ -85,21 +85,26 @@ def read_sample(
         sample: the files to read.
         labels: what the values of its mask mean.
         short_side: resize so that the shorter side has this many pixels, image bilinear and antialiased, mask nearest.
+            A JPEG is decoded at the smallest size that leaves the resizing a factor of two.
         channels: as for :func:`read_image`.
         white: as for :func:`read_image`.
 
     Raises:
         DataError: see :func:`read_image` and :func:`read_mask`; or image and mask differ in size.
     """
-    image = read_image(sample.image, channels, white)
-    mask = None
+    image = read_image(sample.image, channels, white, at_least=2 * (short_side or 0))
+    size, mask = image.shape[:2], None
+    if short_side is not None and min(size) >= 2 * short_side:
+        size = image_size(sample.image)  # before it was decoded smaller
     if sample.mask is not None:
         mask = read_mask(sample.mask, labels, sample.image)
-        check_size(sample, mask.shape, image.shape[:2])
+        check_size(sample, mask.shape, size)
     if short_side is not None:
-        image, mask = _resize(image, mask, short_side)
+        scale = short_side / min(size)
+        image, mask = _resize(image, mask, round(size[0] * scale), round(size[1] * scale))
     pixels = torch.from_numpy(image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    # Channels stay last in memory: torch resizes such pictures several times faster, to the same values.
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     return pixels, None if mask is None else torch.from_numpy(mask)
 
 
@@ -198,15 +203,15 @@ def check_size(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> Non
 
 
 def _resize(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, short_side: int
+    image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, height: int, width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Resize so that the shorter side has ``short_side`` pixels."""
-    height, width = image.shape[:2]
-    scale = short_side / min(height, width)
-    size = (round(width * scale), round(height * scale))
+    """Resize image and mask."""
     channels = [image] if image.ndim == 2 or image.shape[2] == 3 else [*np.moveaxis(image, 2, 0)]
-    planes = [np.array(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in channels]
+    planes = [
+        np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+        for plane in channels
+    ]
     resized = planes[0] if len(planes) == 1 else np.stack(planes, 2)
     if mask is None:
         return resized, None
-    return resized, np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return resized, np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
