@@ -187,7 +187,7 @@ def _read_pillow(path: Path, channels: int, white: float | None, at_least: int) 
         image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_to_bytes(np.asarray(image), white, path))
-    return np.array(image.convert(IMAGE_MODES[channels]))
+    return np.array(image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels]))
 
 
 def open_whole(path: Path) -> Image.Image:

@@ -30,7 +30,7 @@ from pseudoseg_fast.data.decode import (
     read_image,
     turn_upright,
 )
-from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
+from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, count_ids
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
 
 KEPT = 1000
@@ -163,7 +163,7 @@ def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64
             pass  # training skips and counts unreadable pictures, evaluation stops at them
         except DataError as error:
             return str(error)
-        return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+        return count_ids(mask)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         results = list(

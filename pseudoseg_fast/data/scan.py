@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.data.decode import describe_file, read_image
-from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, WrongIds
+from pseudoseg_fast.data.labels import Labels, WrongIds, count_ids
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import check_size, read_mask
 
@@ -85,7 +85,7 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
     if sample.mask is not None:
         try:
             mask = read_mask(sample.mask, labels, sample.image)
-            pixels = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+            pixels = count_ids(mask)
             if size is not None:
                 check_size(sample, mask.shape, size)
         except WrongIds as error:
