@@ -22,7 +22,7 @@ from pseudoseg_fast.config import DataConfig, Parser, to_dict
 from pseudoseg_fast.data.decode import read_image
 from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES, Labels
 from pseudoseg_fast.data.layouts.tree import Tree
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
+from pseudoseg_fast.data.lists import DataError, Index, Member, Sample, read_list, shorten
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import black_and_white, read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
@@ -228,7 +228,7 @@ def class_table(classes: Sequence[str], scans: dict[str, list[Scan]]) -> str:
 
 def report_duplicates(scans: dict[str, list[Scan]], report: Report) -> None:
     """Report files of the same content under two names, and val pictures that are trained on."""
-    places: dict[bytes, dict[Path, set[str]]] = defaultdict(lambda: defaultdict(set))
+    places: dict[bytes, dict[Path | Member, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, part in scans.items():
         for found in part:
             if found.digest:
@@ -236,7 +236,7 @@ def report_duplicates(scans: dict[str, list[Scan]], report: Report) -> None:
     leaks, copies = [], []
     for files in places.values():
         sets = set().union(*files.values())
-        text = " = ".join(f"{path} ({', '.join(sorted(of))})" for path, of in sorted(files.items()))
+        text = " = ".join(sorted(f"{path} ({', '.join(sorted(of))})" for path, of in files.items()))
         if "val" in sets and len(sets) > 1:
             leaks.append(text)
         elif len(files) > 1:

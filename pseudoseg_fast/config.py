@@ -33,7 +33,8 @@ class DataConfig:
             coco, ade20k or mmseg; auto takes the obvious one. What a layout finds stands in for lists and class names
             that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
-        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; a layout's are its training pictures
+        unlabeled: list of unlabelled pictures, one "image" a line, or a folder, or tar shards such as
+            "shards/pool-{000..099}.tar", which are indexed once; a layout's are its training pictures
             that are not labelled. Not needed by method.name supervised.
         val: list of labelled pictures to evaluate on.
         classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.

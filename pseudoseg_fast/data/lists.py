@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +26,58 @@ class DataError(ValueError):
     """Something is wrong with the files of a data set; the text names the file and the remedy."""
 
 
+class Member(NamedTuple):
+    """A file inside an uncompressed tar file.
+
+    Attributes:
+        shard: the tar file.
+        name: of the file in it.
+        offset: where its bytes begin.
+        size: how many there are.
+    """
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def suffix(self) -> str:
+        """End of the name, as of a path."""
+        return os.path.splitext(self.name)[1]
+
+    def is_file(self) -> bool:
+        """Say whether the tar file is there."""
+        return self.shard.is_file()
+
+    def read_bytes(self) -> bytes:
+        """Return its bytes."""
+        data = os.pread(_opened(str(self.shard)).fileno(), self.size, self.offset)
+        if len(data) < self.size:
+            raise OSError(f"{self.shard} ends within {self.name}; was it replaced?")
+        return data
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+@functools.lru_cache(maxsize=128)
+def _opened(path: str) -> BinaryIO:
+    """Return an open file; opening one for each picture would keep a network file system busy with little else."""
+    return open(path, "rb", buffering=0)
+
+
 class Sample(NamedTuple):
     """One picture of a list.
 
     Attributes:
         name: the image's path relative to the root, with forward slashes.
-        image: path of the image file.
+        image: path of the image file, or its place in a tar file.
         mask: path of the mask file, or None for unlabelled samples.
     """
 
     name: str
-    image: Path
+    image: Path | Member
     mask: Path | None = None
 
 

@@ -22,6 +22,7 @@ from pseudoseg_fast.data.lists import (
     read_list,
 )
 from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.shards import ShardSamples, are_shards, read_shards
 
 _LISTED = 100
 
@@ -30,25 +31,29 @@ class _NotPlain(Exception):
     """A line of a list needs more than its text."""
 
 
-def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = None) -> Samples:
-    """Read unlabelled samples from a list, or take every picture below a folder, sorted by path.
+def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = None) -> Samples | ShardSamples:
+    """Read unlabelled samples from a list, or take every picture of tar shards or below a folder, sorted by path.
 
     Long lists and large folders are checked once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: a
     list until it changes, a folder until one in it does. A picture of a checked list that is gone later is skipped and
     counted in training, as a damaged one is.
 
     Args:
-        path: a list or a folder, relative to the working directory or else to ``root``.
+        path: a list, a folder, or shards such as pool-{000..099}.tar, relative to the working directory or else to
+            ``root``.
         root: the data set's root.
         index: as for :func:`~pseudoseg_fast.data.lists.read_list`.
 
     Raises:
-        DataError: as :func:`~pseudoseg_fast.data.lists.read_list`, or the folder holds no picture.
+        DataError: as :func:`~pseudoseg_fast.data.lists.read_list`, or the folder holds no picture;
+            or as :func:`~pseudoseg_fast.data.shards.read_shards`.
     """
     root = Path(os.path.abspath(root))
     for folder in (Path(path), root / path):
         if folder.is_dir():
             return _read_folder(Path(os.path.abspath(folder)), root)
+    if are_shards(path):
+        return read_shards(path, root)
     path = Path(os.path.abspath(find_file(path, root)))
     if stamp(path)[0] > KEPT:  # bytes: no more lines than that
         try:

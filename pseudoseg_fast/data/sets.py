@@ -23,6 +23,7 @@ from pseudoseg_fast.data.lists import (
 from pseudoseg_fast.data.pool import is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Samples
+from pseudoseg_fast.data.shards import ShardSamples, are_shards
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,14 @@ class Data:
     background: int | None
     val: list[Sample]
     labeled: list[Sample]
-    unlabeled: Samples
+    unlabeled: Samples | ShardSamples
     tags: Tags
     pixels: list[int]
 
     @property
     def pictures(self) -> int:
         """Number of different pictures to learn from."""
-        inside = self.unlabeled.folder == self.root
+        inside = isinstance(self.unlabeled, Samples) and self.unlabeled.folder == self.root
         known = {sample.name for sample in self.labeled} if inside else set()
         return len(self.labeled) + len(self.unlabeled) - sum(name in known for name in self.unlabeled.names)
 
@@ -177,7 +178,7 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
 
 def read_samples(
     config: DataConfig, root: Path, tree: Tree, *, labeled: bool = True, unlabeled: bool = True
-) -> tuple[list[Sample], Samples, list[Sample]]:
+) -> tuple[list[Sample], Samples | ShardSamples, list[Sample]]:
     """Return the labelled, unlabelled and val pictures: those of the lists, or else those of the layout.
 
     Raises:
@@ -192,7 +193,7 @@ def read_samples(
         known = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
     if labeled and not known:
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
-    others = Samples(root)
+    others: Samples | ShardSamples = Samples(root)
     if unlabeled and config.unlabeled:
         others = read_unlabeled(config.unlabeled, root, index)
     elif unlabeled:
@@ -207,7 +208,12 @@ def read_samples(
 
 
 def find_tags(
-    config: DataConfig, root: Path, tree: Tree, classes: Sequence[str], labels: Labels, unlabeled: Samples
+    config: DataConfig,
+    root: Path,
+    tree: Tree,
+    classes: Sequence[str],
+    labels: Labels,
+    unlabeled: Samples | ShardSamples,
 ) -> Tags:
     """Return the tags of a file, or those that the hidden masks of the unlabelled pictures show.
 
@@ -224,7 +230,7 @@ def find_tags(
                 f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
             )
         return tags
-    if config.unlabeled and not is_folder(config.unlabeled, root):
+    if config.unlabeled and not (is_folder(config.unlabeled, root) or are_shards(config.unlabeled)):
         listed = read_list(config.unlabeled, root, "optional", Index(tree.samples, tree.image_end))
         hidden = {sample.name: sample for sample in listed if sample.mask}
     else:
