@@ -25,7 +25,7 @@ from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import image_labels_from_mask
-from pseudoseg_fast.train import Trainer
+from pseudoseg_fast.trainer import Trainer
 
 LITE0 = (
     "--config small --model.encoder_name tf_efficientnet_lite0 --model.encoder_weights null "
@@ -80,7 +80,7 @@ def test_step(
     masks, valid = (tensor.to(trainer.fabric.device) for tensor in (labeled["mask"], unlabeled["valid"]))
     tags = unlabeled["tags"].to(masks.device) if method.image_labels else None
     image_labels = image_labels_from_mask(masks, len(trainer.data.classes), trainer.data.background)
-    model = trainer.model.train()
+    model = trainer.network.train()
     ours = Outputs(*map(leaf, model(labeled["image"].to(masks.device), sgc=True, image_labels=image_labels)))
     strong = Outputs(*map(leaf, model(unlabeled["strong"].to(masks.device))))
     with torch.no_grad():
