@@ -1,8 +1,13 @@
 """Several processes: the gradients of one with a larger batch, scores that count every picture once, restarts."""
 
+import json
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import tiny
@@ -167,3 +172,58 @@ def test_devices_that_contradict_the_launcher_are_refused(monkeypatch, environme
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"run.devices is 2, but {launcher} started"):
         processes(2)
+
+
+def torchrun(root, folder, changes, *options):
+    """Start a run in two processes; return the process of torchrun."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={free_port()}",
+    ]
+    changes = {
+        "run.log_every": 1,
+        "run.eval_every": 4,
+        "run.checkpoint_every": 2,
+        "optim.steps": 40,
+    } | changes
+    return subprocess.Popen(
+        [*command, *options, "-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
+def workers_of(process):
+    return [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()]
+
+
+def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_dies(root, tmp_path):
+    """One of two processes is killed; the other ends, both are started again, and the result is to the bit the same."""
+    changes = {"method.ema": 0.9, "run.resume": "auto"}
+    run = torchrun(root, tmp_path / "killed", changes, "--max-restarts=1")
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    wait_for(lambda: run.poll() is not None or last.exists())
+    os.kill(workers_of(run)[-1], signal.SIGKILL)
+    printed, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, printed
+    whole = torchrun(root, tmp_path / "whole", changes)
+    assert whole.wait(240) == 0
+    states = [tiny.checkpoint(tmp_path / name) for name in ("killed", "whole")]
+    assert states[0]["step"] == states[1]["step"] == 40
+    for part in ("model", "teacher"):
+        for name, values in states[0][part].items():
+            assert torch.equal(values, states[1][part][name]), name
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
+    assert results[0]["miou"] == results[1]["miou"]
