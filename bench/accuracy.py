@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from pseudoseg_fast.config import parse_config, to_dict
-from pseudoseg_fast.train import FREE_ON_RESUME
+from pseudoseg_fast.trainer import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
 SUPERVISED = {"name", "align_corners", "ema"}

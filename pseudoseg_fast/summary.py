@@ -24,7 +24,7 @@ from pseudoseg_fast.network import Network
 from pseudoseg_fast.visualize import Pixels
 
 if TYPE_CHECKING:
-    from pseudoseg_fast.train import Trainer
+    from pseudoseg_fast.trainer import Trainer
 
 EXAMPLES = 6
 SUMMARY_FILES = ("samples.png", "map.png", "result.json")

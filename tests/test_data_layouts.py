@@ -10,7 +10,6 @@ import pytest
 import tiny
 from PIL import Image
 
-from pseudoseg_fast import train
 from pseudoseg_fast.config import DataConfig, parse_config
 from pseudoseg_fast.data.layouts import LAYOUTS, cityscapes, coco, guess, read_tree
 from pseudoseg_fast.data.listing import walk
@@ -20,6 +19,7 @@ from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data
 from pseudoseg_fast.evaluate import evaluate
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
+from pseudoseg_fast.trainer import Trainer
 
 PICTURES = {
     "folder": ["images/train/a.jpg", "images/train/deep/b.png", "images/val/c.jpg"],
@@ -284,13 +284,13 @@ def cast(source, samples, root, layout):
 def losses(root, folder, changes):
     """The loss terms of a run's steps, and the scores after them."""
     config = parse_config(tiny.options(root, folder, changes), "", "")
-    trainer = train.Trainer(config, folder)
+    trainer = Trainer(config, folder)
     batches = zip(
         labeled_loader(config, trainer.data, trainer.network, 0),
         unlabeled_loader(config, trainer.data, trainer.network, 0),
         strict=True,
     )
-    steps = [trainer.training_step(labeled, unlabeled, weight=1.0) for labeled, unlabeled in batches]
+    steps = [trainer.training_step([(labeled, unlabeled)], 1.0) for labeled, unlabeled in batches]
     scores = evaluate(trainer.network, val_loader(config.data, trainer.data), trainer.data.classes)
     return [{name: float(value) for name, value in terms.items()} for terms in steps], scores.miou
 

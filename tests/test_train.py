@@ -12,11 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from pseudoseg_fast import backends, evaluate, train
+from pseudoseg_fast import backends, evaluate, meter, step, train
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
 from pseudoseg_fast.sgc import image_labels_from_mask
+from pseudoseg_fast.trainer import Trainer
 
 LEARNING = {
     "data.crop_size": 48,
@@ -90,14 +91,14 @@ def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, ca
     assert result["miou"]["last"] == pytest.approx(np.mean(scores))
     assert 0 <= result["miou"]["last"] <= result["miou"]["best"] <= 1
 
-    for name, step in (("best", result["miou"]["best_step"]), ("last", 3)):
+    for name, trained in (("best", result["miou"]["best_step"]), ("last", 3)):
         printed_score = percent(rf"{name} ([\d.]+) %", printed)
         assert printed_score == round(100 * result["miou"][name], 2)
         path = folder / "checkpoints" / f"{name}.ckpt"
         options = ["--checkpoint", str(path), "--accelerator=cpu", "--data.workers=0"]
         assert evaluate.main(options) == 0
         repeated = capsys.readouterr().out
-        assert f"{path}, step {step}, on 3 pictures of val.txt" in repeated
+        assert f"{path}, step {trained}, on 3 pictures of val.txt" in repeated
         assert percent(r"mIoU +([\d.]+)", repeated) == printed_score
 
     for name in ("samples.png", "checkpoints", "log/metrics.csv"):
@@ -125,7 +126,7 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         "optim.unlabeled_batch_size": 4,
     }
     config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
-    trainer = train.Trainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     trainer.step = 4
     labeled = next(iter(labeled_loader(config, trainer.data, trainer.network, 4)))
     unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 4)))
@@ -133,7 +134,7 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
     network = copy.deepcopy(trainer.network).train()
     before = copy.deepcopy(network.state_dict())
     torch.manual_seed(1)
-    losses = trainer.training_step(labeled, unlabeled, weight=0.5)
+    losses = trainer.training_step([(labeled, unlabeled)], 0.5)
 
     torch.manual_seed(1)  # dropout is active
     image_labels = image_labels_from_mask(labeled["mask"], 3, 0)
@@ -143,11 +144,15 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         labeler = copy.deepcopy(network).eval()
         labeler.load_state_dict(before)
     with torch.no_grad():
-        weak = labeler(unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"])
+        weak = labeler(
+            unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"][:, 0]
+        )
     torch.rand(())  # whether to mix
-    strong = network(unlabeled["strong"])
+    strong = network(unlabeled["strong"][:, 0])
     expected = labeled_losses(config.method, given, labeled["mask"], image_labels)
-    expected |= unlabeled_losses(config.method, 0.5, strong, weak, unlabeled["valid"], unlabeled["tags"])
+    expected |= unlabeled_losses(
+        config.method, 0.5, strong, weak, unlabeled["valid"][:, 0], unlabeled["tags"]
+    )
     assert set(losses) == set(expected) == {"L_s", "L_sa", "L_x", "L_u"}
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss.detach())
@@ -180,7 +185,7 @@ def test_tags_come_with_their_pictures(root, tmp_path, classes, expected):
         "optim.batch_size": 4,
     }
     config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
-    trainer = train.Trainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
     assert sorted(batch["name"]) == [f"images/{index}.png" for index in range(4)]
     for name, tags in zip(batch["name"], batch["tags"], strict=True):
@@ -273,7 +278,10 @@ def test_a_run_learns_an_easy_set(root, tmp_path, changes):
 def test_a_run_that_diverges_stops_before_its_weights_are_saved(root, tmp_path, capsys):
     changes = {"method.name": "supervised", "optim.lr": 1e30, "run.log_every": 1, "run.checkpoint_every": 1}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
-    assert re.search(r"L_s is nan.* at step 2: .*lower optim.lr", capsys.readouterr().err)
+    message = capsys.readouterr().err
+    assert re.search(r"error: step 2: L_s is nan, on these pictures:\n  images/[04].png\n", message)
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in message
+    assert "lower optim.lr" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 1
 
 
@@ -303,16 +311,16 @@ def test_a_class_that_is_nowhere_has_no_score(root, tmp_path, monkeypatch):
 
 def test_the_rate_counts_neither_evaluations_nor_pictures_twice(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
-    meter = train.Meter()
+    monkeypatch.setattr(meter.time, "monotonic", lambda: clock[0])
+    measured = meter.Meter()
     batch = {"name": ["a", "b"]}
     losses = [{"L_s": 1.0, "L_u": 3.0}, {"L_s": 2.0}]
     for loss in losses:
         clock[0] += 1
-        meter.add({name: torch.tensor(value) for name, value in loss.items()}, batch, None)
-        with meter.paused():
+        measured.add({name: torch.tensor(value) for name, value in loss.items()}, batch, None)
+        with measured.paused():
             clock[0] += 10
-    assert meter.read() == {"L_s": 1.5, "L_u": 3.0, "images/s": 2.0}
+    assert measured.read() == {"L_s": 1.5, "L_u": 3.0, "images/s": 2.0}
 
 
 def test_kernels_and_pytorch_give_the_same_losses_on_the_way(root, tmp_path, monkeypatch):
@@ -333,7 +341,7 @@ def test_kernels_and_pytorch_give_the_same_losses_on_the_way(root, tmp_path, mon
 
         return compare
 
-    monkeypatch.setattr(train, "labeled_losses", both(labeled_losses))
-    monkeypatch.setattr(train, "unlabeled_losses", both(unlabeled_losses))
+    monkeypatch.setattr(step, "labeled_losses", both(labeled_losses))
+    monkeypatch.setattr(step, "unlabeled_losses", both(unlabeled_losses))
     run(root, tmp_path / "run", {"optim.steps": 50, "method.label_size": "crop"})
     assert len(steps) == 100

@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 
-from pseudoseg_fast import train
+from pseudoseg_fast import train, trainer
+from pseudoseg_fast.trainer import Trainer
 
 STEPS = 6
 CHANGES = {
@@ -99,7 +100,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     folder = tmp_path / "a run"
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        during(patch, train.Trainer, "training_step", stop, interrupt)
+        during(patch, Trainer, "training_step", stop, interrupt)
         status = train.main(tiny.options(root, folder, CHANGES | {"data.workers": workers}))
     assert status == 130
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -123,7 +124,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, m
     folder = tmp_path / "run"
     options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 3})
     with monkeypatch.context() as patch:
-        during(patch, train.Trainer, "training_step", 6, crash)
+        during(patch, Trainer, "training_step", 6, crash)
         with pytest.raises(Crash):
             train.main(options)
     assert tiny.checkpoint(folder)["step"] == 3
@@ -134,7 +135,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, m
 
 def test_a_stop_during_an_evaluation_is_saved(root, whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        during(patch, train, "evaluate", 1, interrupt)
+        during(patch, trainer, "evaluate", 1, interrupt)
         assert train.main(tiny.options(root, tmp_path / "run", CHANGES)) == 130
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
     assert train.main(command_to_go_on(capsys.readouterr().out)) == 0
@@ -142,7 +143,7 @@ def test_a_stop_during_an_evaluation_is_saved(root, whole, tmp_path, monkeypatch
 
 
 def test_a_stop_in_the_last_step_finishes_the_run(root, whole, tmp_path, monkeypatch):
-    during(monkeypatch, train.Trainer, "training_step", STEPS, interrupt)
+    during(monkeypatch, Trainer, "training_step", STEPS, interrupt)
     assert train.main(tiny.options(root, tmp_path / "run", CHANGES)) == 0
     assert_same_runs(whole, tmp_path / "run")
 
@@ -152,7 +153,7 @@ def test_a_second_stop_is_at_once(root, tmp_path, monkeypatch):
         interrupt()
         interrupt()
 
-    during(monkeypatch, train.Trainer, "training_step", 2, twice)
+    during(monkeypatch, Trainer, "training_step", 2, twice)
     assert train.main(tiny.options(root, tmp_path / "run")) == 130
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -166,7 +167,7 @@ def test_a_stop_by_sigterm_to_all_processes_is_saved(root, tmp_path, monkeypatch
         workers[0].join(0.5)
         interrupt(signal.SIGTERM)
 
-    during(monkeypatch, train.Trainer, "training_step", 2, terminate)
+    during(monkeypatch, Trainer, "training_step", 2, terminate)
     options = tiny.options(root, tmp_path / "run", {"optim.steps": 8, "data.workers": 1})
     assert train.main(options) == 130
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
@@ -266,7 +267,7 @@ def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp
     )
     assert tiny.checkpoint(folder)["step"] == STEPS
 
-    during(monkeypatch, train.Trainer, "training_step", 1, interrupt)
+    during(monkeypatch, Trainer, "training_step", 1, interrupt)
     assert train.main([*options, "--run.overwrite=true"]) == 130
     assert tiny.checkpoint(folder)["step"] == 1
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "log"]
