@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pseudoseg_fast import train
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
 from pseudoseg_fast.data.labels import Labels
@@ -19,6 +18,7 @@ from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.sampler import StepSampler
 from pseudoseg_fast.loaders import unlabeled_loader
+from pseudoseg_fast.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_a_run_on_shards(root, tmp_path):
     tiny.write(source / "tags.csv", ["image,tags", "pool.tar/1.png,disc"])
     changes = {"data.unlabeled": "pool.tar", "data.tags": "tags.csv", "method.image_labels": "true"}
     config = parse_config(tiny.options(source, tmp_path / "run", changes), "", "")
-    trainer = train.Trainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     assert trainer.data.pictures == 6
     batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
     assert all(name.startswith("pool.tar/") for name in batch["name"])

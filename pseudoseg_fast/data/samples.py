@@ -1,7 +1,7 @@
 """Many samples in little memory: millions of them, the same pages for every worker.
 
 A list of a million :class:`~pseudoseg_fast.data.lists.Sample` takes half a gigabyte, and each worker that touches it
-soon has a copy of its own, since counting references writes to the pages. Here two arrays hold the bytes of the names,
+gets pages of its own, since counting references writes to them. Here two arrays hold the bytes of the names,
 and are only ever read.
 """
 
