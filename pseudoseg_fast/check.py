@@ -180,7 +180,7 @@ def report_masks(
     report.notes.append(class_table(classes, scans))
     for name, effect in (("labelled", "nothing can teach them"), ("val", "they are not scored")):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
-        if scans[name] and absent and not strange:
+        if scans[name] and absent and not strange and not others:
             report.warnings.append(f"no {name} picture shows {', '.join(absent)}: {effect}")
 
 
