@@ -56,9 +56,14 @@ def labeled_loader(config: Config, data: Data, network: Network, start: int) -> 
 
 def unlabeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
-    views = WeakStrongViews(_weak_view(config, network), config.data.color_jitter, config.data.cutout)
     batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
+    views = weak_strong_views(config, network)
     return _train_loader(config, data, data.unlabeled, views, batch_size, start, stream=1)
+
+
+def weak_strong_views(config: Config, network: Network) -> WeakStrongViews:
+    """Return what draws the two views of an unlabelled picture."""
+    return WeakStrongViews(_weak_view(config, network), config.data.color_jitter, config.data.cutout)
 
 
 def _weak_view(config: Config, network: Network) -> WeakView:

@@ -6,11 +6,9 @@ import logging
 import shlex
 import sys
 
-import yaml
-
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, parse_config
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, run_folder
+from pseudoseg_fast.run_folder import clear_folder, describe_run, run_folder
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
@@ -30,10 +28,7 @@ def train(config: Config) -> int:
         trainer.best = None  # best.ckpt of another folder is not copied, so the best is chosen anew
         if config.run.overwrite:
             clear_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = to_dict(config)
-    saved["run"] |= {"resume": None, "overwrite": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    describe_run(folder, config, trainer.data, trainer.fabric.device)
     print(trainer.describe())
     if trainer.fabric.device.type == "cpu":
         keep_freed_memory()

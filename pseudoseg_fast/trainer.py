@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,26 +14,26 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
-from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, choose_accelerator, to_dict
 from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.evaluate import Scores, evaluate
+from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
-from pseudoseg_fast.meter import Meter
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
+from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stop import StopSignal
 
 FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator"),
-    *("run.eval_every", "run.checkpoint_every", "run.log_every"),
+    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.log_every"),
 }
 
 
@@ -51,13 +50,15 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.config = config
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
+        self.tensorboard = TensorBoardLogger(folder, name="", version="log")
         self.fabric = Fabric(
             accelerator=choose_accelerator(config.run.accelerator),
             devices=1,
             precision=config.run.precision,
-            loggers=[self.csv_log, TensorBoardLogger(folder, name="", version="log")],
+            loggers=[self.csv_log, self.tensorboard],
         )
         torch.manual_seed(config.run.seed)
         self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
@@ -79,6 +80,7 @@ class Trainer:
             unlabeled_loader(config, self.data, network, 0)
         pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
         self.corrupt = CorruptCounter(total=len(pictures))
+        self.examples = Examples(config, self.data, network)
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
@@ -106,41 +108,33 @@ class Trainer:
         """Train to the last step, or until ``stop``, evaluating, logging and saving on the way."""
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
-        meter = Meter()
         unlabeled: Iterator[dict[str, Any]] | None = None
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
             self.save("last.ckpt")
-        with tqdm(
-            total=steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every line
-        ) as bar:
+        with Progress(steps, self.step, self.fabric.device) as progress:
             for labeled in labeled_loader(self.config, self.data, self.network, self.step):
                 weight = self.config.method.consistency_weight(self.step)
                 if weight and unlabeled is None:
                     unlabeled = iter(unlabeled_loader(self.config, self.data, self.network, self.step))
                 batch = next(unlabeled) if weight and unlabeled else None
                 self.corrupt.update([name for used in (labeled, batch) if used for name in used["corrupt"]])
-                meter.add(self.training_step(labeled, batch, weight), labeled, batch)
+                progress.add(self.training_step(labeled, batch, weight), labeled, batch)
                 self.step += 1
                 self.seconds = time.monotonic() - started
-                bar.update()
                 finished = self.step == steps
                 due = self.step % run.eval_every == 0 or self.step % run.checkpoint_every == 0
                 if due or self.step % run.log_every == 0 or finished or stop.received:
-                    values = meter.read()
+                    values = progress.read()
                     self.check_finite(values)
+                    values |= {"lr": learning_rate(self.config.optim, self.step - 1), "seconds": self.seconds}
                     self.fabric.log_dict(
-                        {**values, "lr": learning_rate(self.config.optim, self.step - 1)}, self.step
+                        {f"train/{name}": value for name, value in values.items()}, self.step
                     )
-                    bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+                    say(progress.line(values))
                 if finished or (self.step % run.eval_every == 0 and not stop.received):
-                    with meter.paused():
+                    with progress.paused():
                         self.evaluate()
                     self.seconds = time.monotonic() - started
                 stopping = stop.received  # read once: what stops has been saved, whenever the signal comes
@@ -190,7 +184,8 @@ class Trainer:
         }
 
     def evaluate(self) -> None:
-        """Score the evaluated network on the val list, log it, and keep it if it is the best so far."""
+        """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
+        began = time.monotonic()
         with self.fabric.autocast():
             self.scores = evaluate(
                 self.evaluated,
@@ -199,16 +194,22 @@ class Trainer:
                 align_corners=self.config.method.align_corners,
             )
         self.scored = self.step
-        named = {f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)}
-        self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
+        named = {
+            f"eval/{name}_IoU": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
+        }
+        self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
             self.save("best.ckpt")
-        tqdm.write(
+        say(
             f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
             + (", the best so far" if improved else "")
+            + f"; evaluated in {time.monotonic() - began:.1f} s"
         )
+        if self.examples.due(self.step):
+            with self.fabric.autocast():
+                self.examples.publish(self.evaluated, self.folder, self.step, self.tensorboard)
 
     def save(self, name: str) -> None:
         """Write all that :meth:`restore` needs."""

@@ -81,6 +81,13 @@ def checkpoint(folder, name="last"):
 
 
 def log(folder):
-    """The rows of a run's CSV log, without empty columns, as numbers."""
+    """The rows of a run's CSV log, without empty columns, as numbers; names without ``train/`` and ``eval/``."""
     with (folder / "log" / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {
+                name.removeprefix("train/").removeprefix("eval/"): float(value)
+                for name, value in row.items()
+                if value
+            }
+            for row in csv.DictReader(file)
+        ]

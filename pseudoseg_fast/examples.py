@@ -1,0 +1,188 @@
+"""A few val pictures as the method sees unlabelled ones: their views, what becomes of them, and the truth beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pseudoseg_fast import visualize
+from pseudoseg_fast.augment import WeakStrongViews
+from pseudoseg_fast.config import Config
+from pseudoseg_fast.data.dataset import SegmentationDataset
+from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.sets import Data
+from pseudoseg_fast.loaders import weak_strong_views
+from pseudoseg_fast.method import pseudo_label
+from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.progress import say
+from pseudoseg_fast.sgc import foreground_classes
+from pseudoseg_fast.step import single
+from pseudoseg_fast.visualize import Pixels
+
+EXAMPLES = 4
+TITLES = ("weak", "strong", "CAM", "SGC", "fused label", "confidence", "decoder", "truth")
+SUPERVISED_TITLES = ("weak", "decoder", "confidence", "truth")
+
+
+class Examples:
+    """Val pictures, spread over the list, taken as if they were unlabelled: the same views at each drawing.
+
+    They are read when they are first drawn. Nothing is learnt from them, and of their masks only the truth is drawn.
+
+    Args:
+        config: the run's.
+        data: the run's.
+        network: whose stride and mean pixel the views need.
+        indices: of the val pictures; None spreads ``EXAMPLES`` of them.
+    """
+
+    def __init__(
+        self, config: Config, data: Data, network: Network, indices: list[int] | None = None
+    ) -> None:
+        self.method = config.method
+        self.run = config.run
+        self.steps = config.optim.steps
+        self.classes = data.classes
+        self.background = data.background
+        self.colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
+        self.titles = SUPERVISED_TITLES if config.method.name == "supervised" else TITLES
+        self.dataset = SegmentationDataset(
+            [data.val[index] for index in (spread(len(data.val)) if indices is None else indices)],
+            data.labels,
+            ViewsAndTruth(weak_strong_views(config, network)),
+            short_side=config.data.short_side,
+            in_channels=config.model.in_channels,
+            white=config.data.white,
+        )
+        self.batch: dict[str, Tensor] = {}
+
+    def due(self, step: int) -> bool:
+        """Say whether the evaluation after ``step`` wants a drawing."""
+        every, evaluation = self.run.draw_every, step // self.run.eval_every
+        return every > 0 and (evaluation % every == 0 or step == self.steps)
+
+    def publish(self, network: Network, folder: Path, step: int, log: TensorBoardLogger) -> None:
+        """Draw into ``folder/pictures`` and for TensorBoard."""
+        began = time.monotonic()
+        picture = self.draw(network)
+        path = folder / "pictures" / f"step_{step:06}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
+        log.experiment.add_image("eval/pictures", np.asarray(picture), step, dataformats="HWC")
+        say(f"step {step}/{self.steps}: {path} drawn in {time.monotonic() - began:.1f} s")
+
+    def draw(self, network: Network, titles: tuple[str, ...] | None = None, cell: int = 160) -> Image.Image:
+        """Draw a row for each picture: how far ``network`` is.
+
+        ==============  =============================================================================================
+        weak, strong    the two views; grey squares are cut out
+        CAM             the strongest class activation map of the classes that the classifier finds, by opacity
+        SGC             the most likely class after self-attention
+        fused label     the most likely class of the pseudo label; white pixels teach nothing
+        confidence      the label's maximum, from black to white; of a supervised run the decoder's
+        decoder         the prediction
+        truth           the mask; white pixels have no label
+        ==============  =============================================================================================
+
+        Args:
+            network: on its device; its mode is restored.
+            titles: of the columns, in their order; None: all that the method has.
+            cell: the longer side of a picture, in pixels.
+        """
+        titles = titles or self.titles
+        panels = self.panels(network)
+        rows = [[panels[title][index] for title in titles] for index in range(len(self.dataset))]
+        return visualize.grid(rows, titles, self.classes, self.colors, cell)
+
+    @torch.inference_mode()
+    def panels(self, network: Network) -> dict[str, list[Pixels]]:
+        """Return the pictures, uint8 [S, S, 3], of each title."""
+        if not self.batch:
+            self.batch = self._read()
+        views, valid = self.batch, self.batch["valid"]
+        device = next(network.parameters()).device
+        training = network.training
+        network.eval()
+        outputs = single(network(views["weak"].to(device), sgc=True, valid=valid.to(device)))
+        network.train(training)
+        size = (valid.shape[-2], valid.shape[-1])
+        method = self.method
+        if method.name == "supervised":
+            method = dataclasses.replace(method, gamma=1.0)
+        with torch.autocast(device.type, enabled=False):
+            confidence, ids = pseudo_label(method, outputs, size).cpu().max(1)
+            decoder, sgc = (
+                self._ids(logits, size) for logits in (outputs.decoder_logits, outputs.sgc_logits)
+            )
+            cam = self._cam(outputs, size)
+        teaches = valid & (confidence >= method.threshold)
+        weak = [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["weak"]]
+        return {
+            "weak": weak,
+            "strong": [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["strong"]],
+            "CAM": [
+                visualize.activation(image, strength, labels, self.colors)
+                for image, strength, labels in zip(weak, *cam, strict=True)
+            ],
+            "SGC": self._colorize(sgc),
+            "fused label": self._colorize(ids.where(teaches, torch.tensor(IGNORE_INDEX))),
+            "confidence": [visualize.grey(map_.numpy()) for map_ in confidence],
+            "decoder": self._colorize(decoder),
+            "truth": self._colorize(views["mask"]),
+        }
+
+    def _read(self) -> dict[str, Tensor]:
+        items = [self.dataset[index, self.run.seed + index] for index in range(len(self.dataset))]
+        return {
+            name: torch.stack([item[name] for item in items]) for name in ("weak", "strong", "valid", "mask")
+        }
+
+    def _ids(self, logits: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """Return the most likely classes [B, *size] of logits [B, C, h, w]."""
+        assert logits is not None
+        return self._resize(logits, size).argmax(1)
+
+    def _resize(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        resized = interpolate(
+            maps.float(), size=size, mode="bilinear", align_corners=self.method.align_corners
+        )
+        return resized.cpu()
+
+    def _cam(self, outputs: Outputs, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
+        """Return strength [B, H, W] in 0..1 and class ids [B, H, W] of the strongest activation map at each pixel."""
+        assert outputs.cam is not None
+        strength, index = self._resize(outputs.cam, size).max(1)
+        ids = torch.tensor(foreground_classes(len(self.classes), self.background), dtype=torch.uint8)[index]
+        return strength.numpy(), ids.numpy()
+
+    def _colorize(self, ids: Tensor) -> list[Pixels]:
+        return [visualize.colorize(labels, self.colors) for labels in ids.to(torch.uint8).numpy()]
+
+
+class ViewsAndTruth:
+    """Both views of a labelled picture, drawn as those of an unlabelled one, and its mask in their geometry."""
+
+    def __init__(self, views: WeakStrongViews) -> None:
+        self.views = views
+
+    def __call__(self, image: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """Return ``weak``, ``strong``, ``valid`` and ``mask``."""
+        state = torch.get_rng_state()
+        views = self.views(image)
+        torch.set_rng_state(state)  # the geometry is drawn first, so the weak view alone draws the same
+        return {**views, "mask": self.views.weak(image, mask)["mask"]}
+
+
+def spread(total: int) -> list[int]:
+    """Return at most ``EXAMPLES`` indices, evenly spread over ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, EXAMPLES).round().astype(int)).tolist()
