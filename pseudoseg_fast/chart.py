@@ -74,6 +74,7 @@ def line_chart(title: str, curves: Mapping[str, Points]) -> str:
         if step <= right:
             anchor = "end" if x(step) > WIDTH - 24 else "middle"
             parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{step:.6g}</text>')
+    parts.append(f'<text x="{LEFT - 12}" y="{HEIGHT - 7}" text-anchor="end">step</text>')
     keys = []
     for index, (name, points) in enumerate(kept.items()):
         color = f"c{index % 6}"

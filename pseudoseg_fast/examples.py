@@ -30,8 +30,8 @@ from pseudoseg_fast.step import single
 from pseudoseg_fast.visualize import Pixels
 
 EXAMPLES = 4
-TITLES = ("weak", "strong", "CAM", "SGC", "fused label", "confidence", "decoder", "truth")
-SUPERVISED_TITLES = ("weak", "decoder", "confidence", "truth")
+TITLES = ("weak view", "strong view", "CAM", "SGC", "fused label", "confidence", "decoder", "truth")
+SUPERVISED_TITLES = ("weak view", "decoder", "confidence", "truth")
 
 
 class Examples:
@@ -85,7 +85,7 @@ class Examples:
         """Draw a row for each picture: how far ``network`` is.
 
         ==============  =============================================================================================
-        weak, strong    the two views; grey squares are cut out
+        weak, strong    the two views; what the strong one lacks is cut out
         CAM             the strongest class activation map of the classes that the classifier finds, by opacity
         SGC             the most likely class after self-attention
         fused label     the most likely class of the pseudo label; white pixels teach nothing
@@ -128,8 +128,8 @@ class Examples:
         teaches = valid & (confidence >= method.threshold)
         weak = [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["weak"]]
         return {
-            "weak": weak,
-            "strong": [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["strong"]],
+            "weak view": weak,
+            "strong view": [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["strong"]],
             "CAM": [
                 visualize.activation(image, strength, labels, self.colors)
                 for image, strength, labels in zip(weak, *cam, strict=True)

@@ -59,7 +59,10 @@ p { margin: .3rem 0; }
 .scroll img { display: block; min-width: 44rem; max-width: 100%; border-radius: 3px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .75rem .2rem 0; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .facts td { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .facts td { text-align: left; }
+th:first-child, td:first-child { min-width: 8rem; max-width: 16rem; overflow-wrap: break-word; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--panel); }
+.facts td + td { overflow-wrap: anywhere; }
 thead th { color: var(--dim); font-weight: 400; font-size: .875rem; vertical-align: bottom; }
 tbody td { border-top: 1px solid var(--line); }
 tfoot td { border-top: 2px solid var(--line); font-weight: 600; }
@@ -292,14 +295,18 @@ def duration(seconds: float) -> str:
 def pictures(run: Run) -> list[str]:
     """Return the sections of the newest drawing of val pictures and of the demo's map, where there are any."""
     sections = []
-    drawn = sorted(run.folder.glob("pictures/step_*.png"))
-    if drawn and (number := re.search(r"\d+", drawn[-1].name)):
-        title = f"Val pictures as unlabelled ones, step {int(number.group())}"
+    drawn = {
+        int(found.group(1)): path
+        for path in run.folder.glob("pictures/*")
+        if (found := re.fullmatch(r"step_(\d+)\.png", path.name))
+    }
+    if drawn:
+        newest = max(drawn)
         note = (
             "The decoder's prediction and SGC of the weak view make the fused label, which the strong view learns; its "
             "white pixels teach nothing. Earlier drawings are in the folder pictures."
         )
-        sections.append(picture(title, drawn[-1], note))
+        sections.append(picture(f"Val pictures as unlabelled ones, step {newest}", drawn[newest], note))
     if (path := run.folder / "map.png").is_file():
         sections.append(picture("Map", path, ""))
     return sections

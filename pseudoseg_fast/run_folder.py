@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -84,3 +85,5 @@ def clear_folder(folder: Path) -> None:
     ):
         for path in folder.glob(pattern):
             path.unlink()
+    with suppress(OSError):  # it is not there, or holds what is not a run's own
+        (folder / "pictures").rmdir()
