@@ -30,6 +30,8 @@ from pseudoseg_fast.step import single
 from pseudoseg_fast.visualize import Pixels
 
 EXAMPLES = 4
+BATCH = 8
+"""Pictures whose logits are normalised and calibrated together, be they drawn or not: about those of a step."""
 TITLES = ("weak view", "strong view", "CAM", "SGC", "fused label", "confidence", "decoder", "truth")
 SUPERVISED_TITLES = ("weak view", "decoder", "confidence", "truth")
 
@@ -43,7 +45,7 @@ class Examples:
         config: the run's.
         data: the run's.
         network: whose stride and mean pixel the views need.
-        indices: of the val pictures; None spreads ``EXAMPLES`` of them.
+        indices: of the val pictures to draw; None spreads ``EXAMPLES`` of them.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Examples:
         self.background = data.background
         self.colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
         self.titles = SUPERVISED_TITLES if config.method.name == "supervised" else TITLES
+        drawn = spread(len(data.val), EXAMPLES) if indices is None else indices
+        others = [index for index in spread(len(data.val), BATCH) if index not in drawn]
+        self.count = len(drawn)
         self.dataset = SegmentationDataset(
-            [data.val[index] for index in (spread(len(data.val)) if indices is None else indices)],
+            [data.val[index] for index in [*drawn, *others][: max(BATCH, len(drawn))]],
             data.labels,
             ViewsAndTruth(weak_strong_views(config, network)),
             short_side=config.data.short_side,
@@ -101,12 +106,12 @@ class Examples:
         """
         titles = titles or self.titles
         panels = self.panels(network)
-        rows = [[panels[title][index] for title in titles] for index in range(len(self.dataset))]
+        rows = [[panels[title][index] for title in titles] for index in range(self.count)]
         return visualize.grid(rows, titles, self.classes, self.colors, cell)
 
     @torch.inference_mode()
     def panels(self, network: Network) -> dict[str, list[Pixels]]:
-        """Return the pictures, uint8 [S, S, 3], of each title."""
+        """Return the drawn pictures, uint8 [S, S, 3], of each title."""
         if not self.batch:
             self.batch = self._read()
         views, valid = self.batch, self.batch["valid"]
@@ -127,7 +132,7 @@ class Examples:
             cam = self._cam(outputs, size)
         teaches = valid & (confidence >= method.threshold)
         weak = [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["weak"]]
-        return {
+        panels = {
             "weak view": weak,
             "strong view": [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["strong"]],
             "CAM": [
@@ -140,6 +145,7 @@ class Examples:
             "decoder": self._colorize(decoder),
             "truth": self._colorize(views["mask"]),
         }
+        return {title: pictures[: self.count] for title, pictures in panels.items()}
 
     def _read(self) -> dict[str, Tensor]:
         items = [self.dataset[index, self.run.seed + index] for index in range(len(self.dataset))]
@@ -183,6 +189,6 @@ class ViewsAndTruth:
         return {**views, "mask": self.views.weak(image, mask)["mask"]}
 
 
-def spread(total: int) -> list[int]:
-    """Return at most ``EXAMPLES`` indices, evenly spread over ``total``, the first and the last among them."""
-    return np.unique(np.linspace(0, total - 1, EXAMPLES).round().astype(int)).tolist()
+def spread(total: int, most: int) -> list[int]:
+    """Return at most ``most`` indices, evenly spread over ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, most).round().astype(int)).tolist()

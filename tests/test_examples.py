@@ -134,4 +134,4 @@ def test_they_are_drawn_as_often_as_is_wanted(make, every, expected):
 
 @pytest.mark.parametrize(("total", "expected"), [(1, [0]), (3, [0, 1, 2]), (101, [0, 33, 67, 100])])
 def test_pictures_are_spread_over_the_list(total, expected):
-    assert spread(total) == expected
+    assert spread(total, 4) == expected
