@@ -90,7 +90,7 @@ class Examples:
         """Draw a row for each picture: how far ``network`` is.
 
         ==============  =============================================================================================
-        weak, strong    the two views; what the strong one lacks is cut out
+        weak, strong    the views, the first strong one of several; what the strong one lacks is cut out
         CAM             the strongest class activation map of the classes that the classifier finds, by opacity
         SGC             the most likely class after self-attention
         fused label     the most likely class of the pseudo label; white pixels teach nothing
@@ -182,11 +182,12 @@ class ViewsAndTruth:
         self.views = views
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        """Return ``weak``, ``strong``, ``valid`` and ``mask``."""
+        """Return ``weak``, the first ``strong`` view with its ``valid`` pixels, and ``mask``."""
         state = torch.get_rng_state()
         views = self.views(image)
         torch.set_rng_state(state)  # the geometry is drawn first, so the weak view alone draws the same
-        return {**views, "mask": self.views.weak(image, mask)["mask"]}
+        first = {name: views[name][0] for name in ("strong", "valid")}
+        return {"weak": views["weak"], **first, "mask": self.views.weak(image, mask)["mask"]}
 
 
 def spread(total: int, most: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-MEBI = 2**20
-
 
 class Progress:
     """Counts the steps of a loop, between ``with`` and its end; on a terminal a bar shows them.
@@ -25,13 +22,13 @@ class Progress:
     Args:
         steps: of the whole run.
         done: of them, before the loop.
-        device: whose memory counts: the peak of CUDA's allocator, or the process's peak of resident memory.
+        shown: by this process; of several one alone prints.
     """
 
-    def __init__(self, steps: int, done: int, device: torch.device) -> None:
+    def __init__(self, steps: int, done: int, *, shown: bool = True) -> None:
         self.steps = steps
         self.done = done
-        self.device = device
+        self.shown = shown
         self.losses: list[dict[str, Tensor]] = []
         self.pictures = 0
         self.began = time.monotonic()
@@ -48,7 +45,7 @@ class Progress:
                 desc="train",
                 unit="step",
                 dynamic_ncols=True,
-                disable=None,
+                disable=None if self.shown else True,
             )
         )
         self.open.enter_context(logging_redirect_tqdm())
@@ -67,7 +64,7 @@ class Progress:
         self.bar.update()
 
     def read(self) -> dict[str, float]:
-        """Return the mean of each term, images_per_second and the peak memory_MiB, and begin a new interval."""
+        """Return the mean of each term and images_per_second, and begin a new interval."""
         names = list(dict.fromkeys(name for losses in self.losses for name in losses))
         means = {
             name: torch.stack([losses[name] for losses in self.losses if name in losses]).mean()
@@ -75,7 +72,6 @@ class Progress:
         }
         values = {name: float(mean) for name, mean in means.items()}
         values["images_per_second"] = self.pictures / max(1e-9, time.monotonic() - self.began)
-        values["memory_MiB"] = peak_memory(self.device) / MEBI
         self.losses, self.pictures = [], 0
         self.began = time.monotonic()
         return values
@@ -87,8 +83,13 @@ class Progress:
         yield
         self.began += time.monotonic() - began
 
+    def show(self, values: Mapping[str, float]) -> None:
+        """Print the :meth:`line` of an interval."""
+        if self.shown:
+            say(self.line(values))
+
     def line(self, values: Mapping[str, float]) -> str:
-        """Return what :meth:`read` gave, and ``lr``, as a line of text; ETA counts evaluations and checkpoints, too."""
+        """Return what :meth:`read` gave, ``lr`` and ``memory_MiB`` as a line; ETA counts evaluations, too."""
         losses = [f"{name} {value:.4g}" for name, value in values.items() if name.startswith("L_")]
         return "  ".join(
             [
@@ -117,14 +118,6 @@ def clock(seconds: float) -> str:
     if days:
         return f"{days}d {hour:02}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that tensors held on a CUDA device, or that this process had resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def say(line: str) -> None:

@@ -323,7 +323,11 @@ def picture(title: str, path: Path, note: str) -> str:
 
 def environment(run: Run) -> str:
     """Return the table of device, machine and versions."""
-    entries: dict[str, str] = {"device": run.about["device"], "precision": run.config["run"]["precision"]}
+    entries: dict[str, str] = {
+        "device": run.about["device"],
+        "processes": run.about["processes"],
+        "precision": run.config["run"]["precision"],
+    }
     for group in run.about["environment"].values():
         entries |= group
     return f'<div class="scroll"><table class="facts"><tbody>{facts(entries)}</tbody></table></div>'

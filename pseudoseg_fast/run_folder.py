@@ -7,8 +7,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 import yaml
+from lightning_fabric import Fabric
 
 from pseudoseg_fast import env
 from pseudoseg_fast.config import Config, to_dict
@@ -46,7 +46,7 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
     return folder, path
 
 
-def describe_run(folder: Path, config: Config, data: Data, device: torch.device) -> None:
+def describe_run(folder: Path, config: Config, data: Data, fabric: Fabric) -> None:
     """Write what the run is: ``config.yaml``, to start it again, and ``run.json``, what it found, for the report."""
     folder.mkdir(parents=True, exist_ok=True)
     colors = mask_palette(data.val[0].mask, len(data.classes), data.background).tolist()
@@ -62,7 +62,8 @@ def describe_run(folder: Path, config: Config, data: Data, device: torch.device)
             "val": len(data.val),
         },
         "classes": [dict(zip(names, row, strict=True)) for row in columns],
-        "device": str(device),
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
         "environment": {"machine": env.machine(), "versions": env.versions()},
     }
     (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")

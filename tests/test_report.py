@@ -78,6 +78,7 @@ def folder(tmp_path):
         "pictures": {"labelled": 4, "unlabelled": 9, "tagged": 0, "val": 2},
         "classes": CLASSES,
         "device": "cpu",
+        "processes": 2,
         "environment": {"machine": {"system": NASTY}, "versions": {"torch": "2.10"}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
