@@ -18,7 +18,7 @@ STYLE = """
 .chart { margin: 0; }
 .chart figcaption { font-weight: 600; }
 .chart svg { display: block; width: 100%; height: auto; }
-.chart text { fill: var(--dim); font-size: 11px; }
+.chart text { fill: var(--dim); font-size: 13px; }
 .chart .grid { stroke: var(--line); }
 .chart path { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .chart .keys {

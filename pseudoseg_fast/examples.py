@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pseudoseg_fast import visualize
+from pseudoseg_fast import functional, visualize
 from pseudoseg_fast.augment import WeakStrongViews
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.dataset import SegmentationDataset
@@ -23,7 +23,7 @@ from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.loaders import weak_strong_views
 from pseudoseg_fast.method import pseudo_label
-from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
 from pseudoseg_fast.sgc import foreground_classes
 from pseudoseg_fast.step import single
@@ -93,7 +93,7 @@ class Examples:
         weak, strong    the views, the first strong one of several; what the strong one lacks is cut out
         CAM             the strongest class activation map of the classes that the classifier finds, by opacity
         SGC             the most likely class after self-attention
-        fused label     the most likely class of the pseudo label; white pixels teach nothing
+        fused label     the most likely class of the pseudo label, at its size; white pixels teach nothing
         confidence      the label's maximum, from black to white; of a supervised run the decoder's
         decoder         the prediction
         truth           the mask; white pixels have no label
@@ -114,38 +114,44 @@ class Examples:
         """Return the drawn pictures, uint8 [S, S, 3], of each title."""
         if not self.batch:
             self.batch = self._read()
-        views, valid = self.batch, self.batch["valid"]
-        device = next(network.parameters()).device
-        training = network.training
-        network.eval()
-        outputs = single(network(views["weak"].to(device), sgc=True, valid=valid.to(device)))
-        network.train(training)
-        size = (valid.shape[-2], valid.shape[-1])
+        views, device = self.batch, next(network.parameters()).device
+        size = (views["valid"].shape[-2], views["valid"].shape[-1])
         method = self.method
         if method.name == "supervised":
             method = dataclasses.replace(method, gamma=1.0)
+        training = network.training
+        network.eval()
+        outputs = single(network(views["weak"].to(device), sgc=True, valid=views["valid"].to(device)))
+        network.train(training)
+        assert outputs.sgc_logits is not None
+        assert outputs.cam is not None
+        drawn = slice(self.count)
         with torch.autocast(device.type, enabled=False):
-            confidence, ids = pseudo_label(method, outputs, size).cpu().max(1)
+            label = pseudo_label(method, outputs, size if method.label_size == "crop" else None)[drawn]
+            confidence, ids = (nearest(values, size) for values in label.max(1))
             decoder, sgc = (
-                self._ids(logits, size) for logits in (outputs.decoder_logits, outputs.sgc_logits)
+                functional.predict_labels(logits[drawn], size, align_corners=method.align_corners)
+                for logits in (outputs.decoder_logits, outputs.sgc_logits)
             )
-            cam = self._cam(outputs, size)
-        teaches = valid & (confidence >= method.threshold)
-        weak = [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["weak"]]
-        panels = {
+            cam = [self._strongest(maps, size) for maps in outputs.cam[drawn]]
+        teaches = views["valid"][drawn] & (confidence >= method.threshold)
+        weak, strong = (
+            [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views[name][drawn]]
+            for name in ("weak", "strong")
+        )
+        return {
             "weak view": weak,
-            "strong view": [visualize.as_color(image.permute(1, 2, 0).numpy()) for image in views["strong"]],
+            "strong view": strong,
             "CAM": [
                 visualize.activation(image, strength, labels, self.colors)
-                for image, strength, labels in zip(weak, *cam, strict=True)
+                for image, (strength, labels) in zip(weak, cam, strict=True)
             ],
             "SGC": self._colorize(sgc),
             "fused label": self._colorize(ids.where(teaches, torch.tensor(IGNORE_INDEX))),
-            "confidence": [visualize.grey(map_.numpy()) for map_ in confidence],
+            "confidence": [visualize.grey(values.numpy()) for values in confidence],
             "decoder": self._colorize(decoder),
-            "truth": self._colorize(views["mask"]),
+            "truth": self._colorize(views["mask"][drawn]),
         }
-        return {title: pictures[: self.count] for title, pictures in panels.items()}
 
     def _read(self) -> dict[str, Tensor]:
         items = [self.dataset[index, self.run.seed + index] for index in range(len(self.dataset))]
@@ -153,26 +159,17 @@ class Examples:
             name: torch.stack([item[name] for item in items]) for name in ("weak", "strong", "valid", "mask")
         }
 
-    def _ids(self, logits: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """Return the most likely classes [B, *size] of logits [B, C, h, w]."""
-        assert logits is not None
-        return self._resize(logits, size).argmax(1)
-
-    def _resize(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def _strongest(self, maps: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
+        """Return how strong the strongest of activation maps [K, h, w] is at each pixel, and the ids of its class."""
         resized = interpolate(
-            maps.float(), size=size, mode="bilinear", align_corners=self.method.align_corners
+            maps[None].float(), size, mode="bilinear", align_corners=self.method.align_corners
         )
-        return resized.cpu()
-
-    def _cam(self, outputs: Outputs, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
-        """Return strength [B, H, W] in 0..1 and class ids [B, H, W] of the strongest activation map at each pixel."""
-        assert outputs.cam is not None
-        strength, index = self._resize(outputs.cam, size).max(1)
+        strength, index = resized[0].cpu().max(0)
         ids = torch.tensor(foreground_classes(len(self.classes), self.background), dtype=torch.uint8)[index]
         return strength.numpy(), ids.numpy()
 
     def _colorize(self, ids: Tensor) -> list[Pixels]:
-        return [visualize.colorize(labels, self.colors) for labels in ids.to(torch.uint8).numpy()]
+        return [visualize.colorize(labels, self.colors) for labels in ids.to(torch.uint8).cpu().numpy()]
 
 
 class ViewsAndTruth:
@@ -188,6 +185,11 @@ class ViewsAndTruth:
         torch.set_rng_state(state)  # the geometry is drawn first, so the weak view alone draws the same
         first = {name: views[name][0] for name in ("strong", "valid")}
         return {"weak": views["weak"], **first, "mask": self.views.weak(image, mask)["mask"]}
+
+
+def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps [B, h, w] at another size, on the CPU: each pixel has the value of the nearest."""
+    return interpolate(maps[:, None].float(), size, mode="nearest-exact")[:, 0].cpu()
 
 
 def spread(total: int, most: int) -> list[int]:

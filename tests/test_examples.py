@@ -38,8 +38,9 @@ def make(root):
     return examples
 
 
-def test_a_row_shows_one_geometry_and_what_the_label_leaves_out(make):
-    examples, network = make()
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_row_shows_one_geometry_and_what_the_label_leaves_out(make, views):
+    examples, network = make({"method.strong_views": views})
     panels = examples.panels(network)
     assert tuple(panels) == TITLES
     mean_pixel = visualize.as_color(np.round(255 * network.mean.numpy()).astype(np.uint8)[None, None])
