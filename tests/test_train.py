@@ -79,7 +79,7 @@ VARIANTS = {
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, capsys, changes):
     folder = tmp_path / "run"
-    run(root, folder, {"run.eval_every": 2, "run.log_every": 1, **changes})
+    run(root, folder, {"run.eval_every": 2, "run.draw_every": 1, "run.log_every": 1, **changes})
     printed = capsys.readouterr().out
 
     result = json.loads((folder / "result.json").read_text())

@@ -63,6 +63,7 @@ def options(root, folder, changes=None):
         "optim.batch_size": 2,
         "run.dir": folder,
         "run.accelerator": "cpu",
+        "run.draw_every": 0,
     } | (changes or {})
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
