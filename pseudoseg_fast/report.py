@@ -139,7 +139,10 @@ def read_run(folder: Path) -> Run:
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"config.yaml or run.json in {folder} is damaged: {error!r}") from error
     log = folder / "log" / "metrics.csv"
-    rows = read_log(log.read_text()) if log.is_file() else []
+    try:
+        rows = read_log(log.read_text()) if log.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{log} is damaged: {error}") from error
     return Run(folder, config, about, rows, (folder / "result.json").is_file())
 
 

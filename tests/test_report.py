@@ -153,8 +153,9 @@ def test_names_are_text_and_the_page_needs_nothing_else(folder, capsys):
         (lambda folder: (folder / "run.json").write_text("{") and folder, "is damaged"),
         (lambda folder: (folder / "run.json").write_text("[]") and folder, "is damaged"),
         (lambda folder: (folder / "config.yaml").write_text("a: [") and folder, "is damaged"),
+        (lambda folder: write_log(folder, "step,train/L_s\n1,many\n") or folder, "metrics.csv is damaged"),
     ],
-    ids=["no folder", "another folder", "torn", "of another kind", "no YAML"],
+    ids=["no folder", "another folder", "torn", "of another kind", "no YAML", "no numbers"],
 )
 def test_what_is_no_run_is_refused(folder, capsys, spoil, message):
     with pytest.raises(SystemExit) as end:
