@@ -2,10 +2,10 @@
 
 CAMVID=FOLDER CCP=FOLDER python -m pytest bench/test_train_step.py --threads 2
 
-Times whole steps, without reading pictures; the network alone, its passes forward and backward with gradients that cost
-nothing; and the loss path, everything from the network's outputs to their gradients. What a step takes beyond the
-network is losses, optimiser and moving average. The same is done with ``bench.research_loop``, with PyTorch's operations
-in the place of the kernels, and with ``run.compile``. Sets that are not part of the project are found through the
+Times whole steps, without reading pictures; the network alone, its passes forward and backward with gradients that
+cost nothing; and the loss path, everything from the network's outputs to their gradients. What a step takes beyond the
+network is losses, optimiser and moving average. The same is done with ``bench.research_loop``, with PyTorch's own
+operations instead of the kernels, and with ``run.compile``. Sets that are not part of the project are found through the
 environment and skipped without; --benchmark-json FILE keeps the figures.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from bench.memory import extra_bytes
+from bench.protocols import write_voc
 from bench.research_loop import research_step
 from pseudoseg_fast import backends
 from pseudoseg_fast.backends import eager
@@ -70,32 +71,13 @@ def configuration(run: str, loop: str, device: str, folder: Path) -> Config:
         pytest.skip("half precision is for GPUs")
     name = run.split("_")[0]
     if name == MADE_UP:
-        options += f" {make_voc(folder)}"
+        root, lists = write_voc(folder / "voc", pictures=16)
+        options += f" {root} {lists}"
     elif name != "demo":
         if name.upper() not in os.environ:
             pytest.skip(f"needs {name.upper()}, the folder of that set")
         options += f" --data.root {os.environ[name.upper()]}"
     return parse_config(options.split(), "bench", "")
-
-
-def make_voc(folder: Path) -> Path:
-    """Write noise in the layout and size of VOC's pictures; return the folder."""
-    from PIL import Image
-
-    root = folder / "voc"
-    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / part).mkdir(parents=True, exist_ok=True)
-    names = [f"2007_{index:06}" for index in range(16)]
-    for name in names:
-        coarse = torch.randint(0, 256, (24, 32, 3), dtype=torch.uint8).numpy()
-        Image.fromarray(coarse).resize((500, 375)).save(root / f"JPEGImages/{name}.jpg")
-        ids = torch.randint(0, 21, (12, 16), dtype=torch.uint8).numpy()
-        Image.fromarray(ids).resize((500, 375), 0).save(root / f"SegmentationClass/{name}.png")
-    for part, chosen in (("train", names[:8]), ("trainval", names), ("val", names[8:])):
-        (root / f"ImageSets/Segmentation/{part}.txt").write_text("\n".join(chosen))
-    unlabeled = root / "unlabeled.txt"
-    unlabeled.write_text("\n".join(f"JPEGImages/{name}.jpg" for name in names))
-    return Path(f"{root} --data.unlabeled {unlabeled}")
 
 
 @pytest.fixture(autouse=True)

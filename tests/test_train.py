@@ -149,7 +149,6 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         weak = labeler(
             unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"][:, 0]
         )
-    torch.rand(())  # whether to mix
     strong = network(unlabeled["strong"][:, 0])
     expected = labeled_losses(config.method, given, labeled["mask"], image_labels)
     expected |= unlabeled_losses(
