@@ -173,6 +173,7 @@ class RunConfig:
         resume: go on with the last checkpoint in dir (auto), or with the one at this path.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
+        draw_every: evaluations between two drawings of a few val pictures, and one at the last step; 0 draws none.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of the log.
         accelerator: cpu, cuda, or auto for the best there is.
@@ -190,6 +191,7 @@ class RunConfig:
     resume: str | None = None
     overwrite: bool = False
     eval_every: int = 1000
+    draw_every: int = 1
     checkpoint_every: int = 500
     log_every: int = 10
     accelerator: str = "auto"
@@ -204,6 +206,8 @@ class RunConfig:
         for name in ("eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
+        if self.draw_every < 0:
+            raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
 
 
 @dataclass

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import json
+from contextlib import suppress
 from pathlib import Path
 
-from pseudoseg_fast.config import Config
-from pseudoseg_fast.summary import SUMMARY_FILES
+import yaml
+from lightning_fabric import Fabric
+
+from pseudoseg_fast import env
+from pseudoseg_fast.config import Config, to_dict
+from pseudoseg_fast.data.sets import Data
+from pseudoseg_fast.visualize import mask_palette
 
 
 def run_folder(config: Config) -> tuple[Path, Path | None]:
@@ -39,6 +46,32 @@ def run_folder(config: Config) -> tuple[Path, Path | None]:
     return folder, path
 
 
+def describe_run(folder: Path, config: Config, data: Data, fabric: Fabric) -> None:
+    """Write what the run is: ``config.yaml``, to start it again, and ``run.json``, what it found, for the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    colors = mask_palette(data.val[0].mask, len(data.classes), data.background).tolist()
+    columns = zip(data.classes, colors, data.pixels, data.shown, data.val_pixels, strict=True)
+    names = ("name", "color", "labelled_pixels", "labelled_pictures", "val_pixels")
+    about = {
+        "root": str(data.root),
+        "layout": data.layout,
+        "pictures": {
+            "labelled": len(data.labeled),
+            "unlabelled": len(data.unlabeled),
+            "tagged": len(data.tags),
+            "val": len(data.val),
+        },
+        "classes": [dict(zip(names, row, strict=True)) for row in columns],
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "environment": {"machine": env.machine(), "versions": env.versions()},
+    }
+    (folder / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    saved = to_dict(config)
+    saved["run"] |= {"resume": None, "overwrite": False}
+    (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+
+
 def clear_folder(folder: Path) -> None:
     """Delete the files that a run writes to its folder, and nothing else."""
     for pattern in (
@@ -46,7 +79,12 @@ def clear_folder(folder: Path) -> None:
         "checkpoints/last.ckpt",
         "log/metrics.csv",
         "log/events.out.tfevents.*",
-        *SUMMARY_FILES,
+        "pictures/step_*.png",
+        "map.png",
+        "result.json",
+        "report.html",
     ):
         for path in folder.glob(pattern):
             path.unlink()
+    with suppress(OSError):  # it is not there, or holds what is not a run's own
+        (folder / "pictures").rmdir()

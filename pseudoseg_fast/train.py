@@ -7,14 +7,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import yaml
 from lightning_fabric import Fabric
 
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, parse_config
 from pseudoseg_fast.distributed import end_processes, from_first, make_fabric
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, run_folder
+from pseudoseg_fast.run_folder import clear_folder, describe_run, run_folder
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
@@ -60,10 +59,7 @@ def prepare_folder(trainer: Trainer, folder: Path, resume: Path | None) -> None:
         trainer.best = None  # best.ckpt of another folder is not copied, so the best is chosen anew
         if trainer.config.run.overwrite:
             clear_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = to_dict(trainer.config)
-    saved["run"] |= {"resume": None, "overwrite": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    describe_run(folder, trainer.config, trainer.data, trainer.fabric)
 
 
 def advice(folder: Path, precision: str) -> str:

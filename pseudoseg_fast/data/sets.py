@@ -47,6 +47,8 @@ class Data:
         unlabeled: pictures to learn from without masks.
         tags: classes of tagged pictures, by the picture's name.
         pixels: labelled pixels of each class, [C], in the labelled pictures.
+        shown: labelled pictures that show each class, [C].
+        val_pixels: labelled pixels of each class, [C], in the val pictures.
     """
 
     root: Path
@@ -59,6 +61,8 @@ class Data:
     unlabeled: Samples | ShardSamples
     tags: Tags
     pixels: list[int]
+    shown: list[int]
+    val_pixels: list[int]
 
     @property
     def pictures(self) -> int:
@@ -83,6 +87,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
     layout, tree = find_tree(config, root)
     classes, labels = read_labels(config, root, tree)
     known, others, val = read_samples(config, root, tree, labeled=labeled, unlabeled=unlabeled)
+    pixels = check_masks([*known, *val], labels)
     data = Data(
         root=root,
         layout=layout,
@@ -93,7 +98,9 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         labeled=known,
         unlabeled=others,
         tags=find_tags(config, root, tree, classes, labels, others) if unlabeled else Tags(),
-        pixels=check_masks([*known, *val], labels)[: len(known)].sum(0).tolist(),
+        pixels=pixels[: len(known)].sum(0).tolist(),
+        shown=(pixels[: len(known)] > 0).sum(0).tolist(),
+        val_pixels=pixels[len(known) :].sum(0).tolist(),
     )
     if data.labeled and (
         absent := [name for name, count in zip(classes, data.pixels, strict=True) if not count]
