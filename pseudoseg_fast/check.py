@@ -22,11 +22,12 @@ from pseudoseg_fast.config import DataConfig, Parser, to_dict
 from pseudoseg_fast.data.decode import read_image
 from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES, Labels
 from pseudoseg_fast.data.layouts.tree import Tree
-from pseudoseg_fast.data.lists import DataError, Index, Member, Sample, read_list, shorten
+from pseudoseg_fast.data.lists import DataError, File, Index, Sample, read_list, shorten
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import black_and_white, read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
 from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tree, read_labels
+from pseudoseg_fast.data.shards import are_remote
 
 EXAMPLES = 6
 
@@ -62,8 +63,12 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
 
     labeled = read(config.labeled, tree.labeled, lambda path: read_list(path, root, index=index))
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
+    streamed = config.unlabeled is not None and are_remote(config.unlabeled)
+    if streamed:
+        report.warnings.append(f"pictures that are streamed are not read: {config.unlabeled}")
+    rest = tree.without([*labeled, *val], root)
     unlabeled = read(
-        config.unlabeled, tree.without([*labeled, *val], root), lambda path: read_unlabeled(path, root, index)
+        None if streamed else config.unlabeled, rest, lambda path: read_unlabeled(path, root, index)
     )
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
@@ -228,7 +233,7 @@ def class_table(classes: Sequence[str], scans: dict[str, list[Scan]]) -> str:
 
 def report_duplicates(scans: dict[str, list[Scan]], report: Report) -> None:
     """Report files of the same content under two names, and val pictures that are trained on."""
-    places: dict[bytes, dict[Path | Member, set[str]]] = defaultdict(lambda: defaultdict(set))
+    places: dict[bytes, dict[File, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, part in scans.items():
         for found in part:
             if found.digest:

@@ -34,8 +34,9 @@ class DataConfig:
             that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
         unlabeled: list of unlabelled pictures, one "image" a line, or a folder, or tar shards such as
-            "shards/pool-{000..099}.tar", which are indexed once; a layout's are its training pictures
-            that are not labelled. Not needed by method.name supervised.
+            "shards/pool-{000..099}.tar", which are indexed once, or URLs of shards, which webdataset streams; a
+            layout's are its training pictures that are not labelled. Not needed by method.name supervised.
+        unlabeled_size: number of pictures behind URLs.
         val: list of labelled pictures to evaluate on.
         classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.
         tags: CSV file "image,tags" with tags separated by ";", for method.image_labels; or the word masks: the classes
@@ -61,6 +62,7 @@ class DataConfig:
     layout: Literal["auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg"] = "auto"
     labeled: str | None = None
     unlabeled: str | None = None
+    unlabeled_size: int | None = None
     val: str | None = None
     classes: str | None = None
     tags: str | None = None
@@ -81,8 +83,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and two conversions of labels."""
-        if self.white is not None and not self.white > 0:
-            raise ValueError(f"data.white must be positive, got {self.white}")
+        for name in ("white", "unlabeled_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"data.{name} must be positive, got {value}")
         given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(

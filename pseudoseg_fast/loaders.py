@@ -21,6 +21,7 @@ from pseudoseg_fast.data.lists import Sample
 from pseudoseg_fast.data.sampler import StepSampler, mix
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.data.sets import read_data as read_data
+from pseudoseg_fast.data.stream import Stream, StreamDataset
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
@@ -98,10 +99,9 @@ def _train_loader(
     rank: int,
     world_size: int,
 ) -> DataLoader[Any]:
-    with suppress(
-        UnreadableImage
-    ):  # unreadable pictures are skipped and counted; other channels are in all of them
-        read_image(samples[0].image, config.model.in_channels, config.data.white)
+    if not isinstance(samples, Stream):
+        with suppress(UnreadableImage):  # they are skipped and counted; other channels are in all pictures
+            read_image(samples[0].image, config.model.in_channels, config.data.white)
     dataset = SegmentationDataset(
         samples,
         data.labels,
@@ -113,24 +113,27 @@ def _train_loader(
         on_corrupt="skip",
     )
     passes = config.optim.accumulate
+    seed = mix(config.run.seed, stream)
+    options: dict[str, Any] = {
+        "collate_fn": WithTags(data) if stream else collate,
+        "num_workers": config.data.workers,
+        "pin_memory": choose_accelerator(config.run.accelerator) == "cuda",
+        "worker_init_fn": start_worker,
+        "generator": torch.Generator(),  # the loader draws a seed: not from the generator that a run saves
+    }
+    if isinstance(samples, Stream):
+        streamed = StreamDataset(dataset, mix(seed, start * passes), rank, world_size)
+        return DataLoader(streamed, batch_size, **options)
     sampler = StepSampler(
         len(dataset),
         batch_size,
-        mix(config.run.seed, stream),
+        seed,
         config.optim.steps * passes,
         start * passes,
         rank,
         world_size,
     )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=WithTags(data) if stream else collate,
-        num_workers=config.data.workers,
-        pin_memory=choose_accelerator(config.run.accelerator) == "cuda",
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # the loader draws a seed of its own: not from the generator that a run saves
-    )
+    return DataLoader(dataset, batch_sampler=sampler, **options)
 
 
 class ResizeShortSide:

@@ -129,12 +129,6 @@ def test_wrong_shards(root, change, match):
         read_unlabeled("shards/pool-{00..00}.tar", root)
 
 
-@pytest.mark.parametrize("text", ["pipe:cat a.tar", "s3://bucket/pool-{00..01}.tar", "https://a.b/c.tar"])
-def test_streams_are_refused(root, text):
-    with pytest.raises(DataError, match=r"is no file; expected shards on a disk .*: copy or mount them"):
-        read_unlabeled(text, root)
-
-
 def test_a_shard_that_was_replaced(root):
     samples = read_unlabeled("shards/pool-00.tar", root)
     assert len(samples) == 3

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pseudoseg_fast.data.lists import DataError, Member
+from pseudoseg_fast.data.lists import DataError, File
 
 UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError),
@@ -38,7 +38,7 @@ class UnreadableImage(DataError):
     """A picture whose file is damaged or no picture at all."""
 
 
-def open_upright(path: Path | Member, max_pixels: int | None = None) -> Image.Image:
+def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
     """Decode a picture in the mode of its file, upright, as its EXIF orientation says.
 
     Args:
@@ -76,7 +76,7 @@ def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
 
 
 def read_image(
-    path: Path | Member, channels: int = 3, white: float | None = None, at_least: int = 0
+    path: File, channels: int = 3, white: float | None = None, at_least: int = 0
 ) -> NDArray[np.uint8]:
     """Read a picture upright, as its EXIF orientation says, as uint8 [H, W] for one channel or [H, W, channels].
 
@@ -119,7 +119,7 @@ def read_image(
     return pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels)
 
 
-def image_size(path: Path | Member) -> tuple[int, int]:
+def image_size(path: File) -> tuple[int, int]:
     """Return height and width of the upright picture from a file's header.
 
     Raises:
@@ -143,7 +143,7 @@ def image_size(path: Path | Member) -> tuple[int, int]:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
 
 
-def describe_file(path: Path | Member) -> tuple[str, bool, float | None]:
+def describe_file(path: File) -> tuple[str, bool, float | None]:
     """Return how a file stores its pixels, whether EXIF turns it, and the largest value where it has more than 8 bits.
 
     Raises:
@@ -172,7 +172,7 @@ def describe_file(path: Path | Member) -> tuple[str, bool, float | None]:
     return f"{channels} channels of {pixels.dtype}", False, peak
 
 
-def _read_pillow(path: Path | Member, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
+def _read_pillow(path: File, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
     """Read a grey or colour picture."""
     with open_whole(path) as file:
         if at_least:
@@ -191,7 +191,7 @@ def _read_pillow(path: Path | Member, channels: int, white: float | None, at_lea
     return np.array(image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels]))
 
 
-def open_whole(path: Path | Member) -> Image.Image:
+def open_whole(path: File) -> Image.Image:
     """Open a picture that Pillow can read whole.
 
     Raises:
@@ -210,12 +210,12 @@ def open_whole(path: Path | Member) -> Image.Image:
     return image
 
 
-def _file(path: Path | Member) -> Path | io.BytesIO:
+def _file(path: File) -> Path | io.BytesIO:
     """Return what libraries open."""
-    return io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
+    return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
 
 
-def _read_channels(path: Path | Member) -> NDArray[Any]:
+def _read_channels(path: File) -> NDArray[Any]:
     """Read a file as [H, W] or [H, W, channels], as it is."""
     if path.suffix.lower() not in _TIFF:
         with open_whole(path) as image:
@@ -244,7 +244,7 @@ def _read_channels(path: Path | Member) -> NDArray[Any]:
     return pixels
 
 
-def _to_bytes(pixels: NDArray[Any], white: float | None, path: Path | Member) -> NDArray[np.uint8]:
+def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[np.uint8]:
     """Scale pixels of any type to 0..255."""
     if pixels.dtype == np.uint8:
         return pixels

@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,37 @@ class Member(NamedTuple):
         return f"{self.shard}/{self.name}"
 
 
+class Blob(NamedTuple):
+    """The bytes of a file that is nowhere on a disk.
+
+    Attributes:
+        name: for messages, and for the kind of file.
+        data: the bytes.
+    """
+
+    name: str
+    data: bytes
+
+    @property
+    def suffix(self) -> str:
+        """End of the name, as of a path."""
+        return os.path.splitext(self.name)[1]
+
+    def is_file(self) -> bool:
+        """Say that the bytes are there."""
+        return True
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes."""
+        return self.data
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File: TypeAlias = Path | Member | Blob
+
+
 @functools.lru_cache(maxsize=128)
 def _opened(path: str) -> BinaryIO:
     """Return an open file; opening one for each picture would keep a network file system busy with little else."""
@@ -72,12 +103,12 @@ class Sample(NamedTuple):
 
     Attributes:
         name: the image's path relative to the root, with forward slashes.
-        image: path of the image file, or its place in a tar file.
+        image: path of the image file, its place in a tar file, or its bytes.
         mask: path of the mask file, or None for unlabelled samples.
     """
 
     name: str
-    image: Path | Member
+    image: File
     mask: Path | None = None
 
 

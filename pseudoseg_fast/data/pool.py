@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,16 +23,20 @@ from pseudoseg_fast.data.lists import (
     read_list,
 )
 from pseudoseg_fast.data.samples import Names, Samples
-from pseudoseg_fast.data.shards import ShardSamples, are_shards, read_shards
+from pseudoseg_fast.data.shards import ShardSamples, are_remote, are_shards, expand, read_shards
+from pseudoseg_fast.data.stream import Stream
 
 _LISTED = 100
+Pool: TypeAlias = Samples | ShardSamples | Stream
 
 
 class _NotPlain(Exception):
     """A line of a list needs more than its text."""
 
 
-def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = None) -> Samples | ShardSamples:
+def read_unlabeled(
+    path: str | Path, root: str | Path, index: Index | None = None, size: int | None = None
+) -> Pool:
     """Read unlabelled samples from a list, or take every picture of tar shards or below a folder, sorted by path.
 
     Long lists and large folders are checked once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: a
@@ -40,9 +45,10 @@ def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = Non
 
     Args:
         path: a list, a folder, or shards such as pool-{000..099}.tar, relative to the working directory or else to
-            ``root``.
+            ``root``; or URLs of shards.
         root: the data set's root.
         index: as for :func:`~pseudoseg_fast.data.lists.read_list`.
+        size: number of pictures in shards behind URLs or pipes.
 
     Raises:
         DataError: as :func:`~pseudoseg_fast.data.lists.read_list`, or the folder holds no picture;
@@ -52,6 +58,13 @@ def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = Non
     for folder in (Path(path), root / path):
         if folder.is_dir():
             return _read_folder(Path(os.path.abspath(folder)), root)
+    if are_remote(path):
+        if size is None:
+            raise DataError(
+                f"{path} is a stream, of which nobody knows the length; give the number of its pictures, "
+                "--data.unlabeled_size N"
+            )
+        return Stream([url for part in str(path).split("::") for url in expand(part)], size)
     if are_shards(path):
         return read_shards(path, root)
     path = Path(os.path.abspath(find_file(path, root)))

@@ -31,13 +31,13 @@ from pseudoseg_fast.data.decode import (
     turn_upright,
 )
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, count_ids
-from pseudoseg_fast.data.lists import DataError, Member, Sample, shorten
+from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
 
 KEPT = 1000
 """Fewer masks are read each time."""
 
 
-def read_mask(path: Path, labels: Labels, image: Path | Member | None = None) -> NDArray[np.uint8]:
+def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[np.uint8]:
     """Read a mask of class ids as uint8 [H, W], 255 = ignored.
 
     Reads one value a pixel, palette, 8-bit, 16-bit and two-colour files alike, or colours where ``labels`` has a map of

@@ -20,10 +20,11 @@ from pseudoseg_fast.data.lists import (
     read_classes,
     read_list,
 )
-from pseudoseg_fast.data.pool import is_folder, read_unlabeled
+from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Samples
-from pseudoseg_fast.data.shards import ShardSamples, are_shards
+from pseudoseg_fast.data.shards import are_shards
+from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Data:
     background: int | None
     val: list[Sample]
     labeled: list[Sample]
-    unlabeled: Samples | ShardSamples
+    unlabeled: Pool
     tags: Tags
     pixels: list[int]
     shown: list[int]
@@ -185,7 +186,7 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
 
 def read_samples(
     config: DataConfig, root: Path, tree: Tree, *, labeled: bool = True, unlabeled: bool = True
-) -> tuple[list[Sample], Samples | ShardSamples, list[Sample]]:
+) -> tuple[list[Sample], Pool, list[Sample]]:
     """Return the labelled, unlabelled and val pictures: those of the lists, or else those of the layout.
 
     Raises:
@@ -200,9 +201,9 @@ def read_samples(
         known = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
     if labeled and not known:
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
-    others: Samples | ShardSamples = Samples(root)
+    others: Pool = Samples(root)
     if unlabeled and config.unlabeled:
-        others = read_unlabeled(config.unlabeled, root, index)
+        others = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
     elif unlabeled:
         others = tree.without([*known, *val], root)
         if not others:
@@ -220,7 +221,7 @@ def find_tags(
     tree: Tree,
     classes: Sequence[str],
     labels: Labels,
-    unlabeled: Samples | ShardSamples,
+    unlabeled: Pool,
 ) -> Tags:
     """Return the tags of a file, or those that the hidden masks of the unlabelled pictures show.
 
@@ -231,7 +232,7 @@ def find_tags(
         return Tags()
     if config.tags != FROM_MASKS:
         tags = read_tags(config.tags, classes, root)
-        if set(tags).isdisjoint(unlabeled.names):
+        if not isinstance(unlabeled, Stream) and set(tags).isdisjoint(unlabeled.names):
             raise DataError(
                 f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
                 f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"

@@ -3,7 +3,7 @@
 The heads of all members are read once, see :mod:`pseudoseg_fast.data.cache`. From then on a picture is a place in a
 file, read by itself: the pool is shuffled as a whole, a pass shows each picture once, to one rank, and a run that is
 resumed sees what it would have seen, as with pictures of their own. What must be read from its beginning, such as
-pipes, URLs and compressed files, cannot promise that, and is refused.
+pipes and URLs, cannot promise that: see :mod:`pseudoseg_fast.data.stream`.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def are_shards(text: str | Path) -> bool:
     return bool(_REMOTE.match(str(text)) or _TAR.search(str(text)))
 
 
+def are_remote(text: str | Path) -> bool:
+    """Say whether an option means shards behind URLs or pipes."""
+    return bool(_REMOTE.match(str(text)))
+
+
 def read_shards(text: str | Path, root: Path) -> ShardSamples:
     """Return the pictures of tar files, in the order of shards and members.
 
@@ -114,14 +119,9 @@ def read_shards(text: str | Path, root: Path) -> ShardSamples:
 
 def _find(text: str, root: Path) -> list[str]:
     """Return the absolute paths of the shards that an option means."""
-    if _REMOTE.match(text):
-        raise DataError(
-            f"data.unlabeled: {text} is no file; expected shards on a disk that all ranks see, where each picture can "
-            "be read by itself: copy or mount them"
-        )
     found: list[str] = []
     missing = []
-    for name in _expand(text):
+    for name in expand(text):
         for place in (os.path.abspath(name), os.path.abspath(root / name)):
             if paths := [place] if os.path.isfile(place) else sorted(glob.glob(place)):
                 found += paths
@@ -133,7 +133,7 @@ def _find(text: str, root: Path) -> list[str]:
     return found
 
 
-def _expand(word: str) -> list[str]:
+def expand(word: str) -> list[str]:
     """Write out ranges: ``a-{00..11}.tar`` means twelve names."""
     match = _RANGE.search(word)
     if not match:
@@ -141,7 +141,7 @@ def _expand(word: str) -> list[str]:
     first, last = match.groups()
     numbers = range(int(first), int(last) + 1)
     names = [f"{word[: match.start()]}{number:0{len(first)}}{word[match.end() :]}" for number in numbers]
-    return [each for name in names for each in _expand(name)]
+    return [each for name in names for each in expand(name)]
 
 
 def _read_heads(shard: str) -> tuple[list[str], NDArray[np.int64]] | str:
