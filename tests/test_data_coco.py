@@ -12,6 +12,7 @@ from pseudoseg_fast.data.layouts import coco_json
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data
+from pseudoseg_fast.split import split as choose
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -150,6 +151,16 @@ def test_text_that_is_no_json(tmp_path):
     (tmp_path / "annotations" / "instances_train2017.json").write_bytes(b"\xff{")
     with pytest.raises(DataError, match=r"instances_train2017.json is no COCO annotation file"):
         read_data(DataConfig(str(tmp_path)))
+
+
+def test_splits_of_drawn_masks_name_pictures_alone(tmp_path):
+    root = tmp_path / "set"
+    for part in ("train2017", "val2017"):
+        arrange(root, SHAPES[:2], part)
+    choose(DataConfig(str(root)), ["1/1"], 0, tmp_path / "splits")
+    assert (tmp_path / "splits/1_1/labeled.txt").read_text() == "train2017/a b.jpg\t\n"
+    data = read_data(DataConfig(str(root), labeled=str(tmp_path / "splits/1_1/labeled.txt")))
+    assert data.pixels == [24, 20, 4, 0]
 
 
 def test_pycocotools_is_an_extra(tmp_path, monkeypatch):

@@ -172,6 +172,22 @@ def test_a_damaged_cache_is_found_again(root, kept):
     assert list(listing.list_pictures(root)) == NAMES
 
 
+def test_what_a_killed_process_left_is_removed(kept):
+    def fill(folder):
+        if not list(kept.glob("*.lock")):
+            raise AssertionError("no lock")
+        (folder / "a").touch()
+
+    folder = cache.keep_folder("masks", 1, fill)
+    (folder / "a").unlink()
+    folder.rmdir()
+    for name, age in ((f".{folder.name}-old", 7200), (f".{folder.name}-young", 0)):
+        (kept / name).mkdir()
+        os.utime(kept / name, (time.time() - age,) * 2)
+    assert cache.keep_folder("masks", 1, fill) == folder
+    assert [path.name for path in kept.glob(".*")] == [f".{folder.name}-young"]
+
+
 def test_nowhere_to_keep_it(root, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(cache, "cache_folders", lambda: [tmp_path / "file"])

@@ -12,10 +12,11 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 Arrays = Mapping[str, NDArray[Any]]
 SETTLED = 2_000_000_000
 """Nanoseconds after which a file system's clock must show a later change as another time."""
+_LEFTOVER_SECONDS = 3600.0
 _THREADS = 16
 _PART = 1000
 
@@ -138,6 +140,7 @@ def _writable(name: str) -> Iterator[Path | None]:
             refusals.append(f"{folder}: {error}")
             continue
         with lock(folder / f"{name}.lock"):
+            _remove_leftovers(folder, name)
             yield folder
         return
     logger.warning(
@@ -146,3 +149,11 @@ def _writable(name: str) -> Iterator[Path | None]:
         "; ".join(refusals),
     )
     yield None
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what a killed process had begun; what is young may be of one that works without the lock."""
+    for path in folder.glob(f".{name}-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
