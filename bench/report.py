@@ -53,7 +53,14 @@ def accuracy(grid: str) -> list[list[str]]:
 def kernels() -> list[list[str]]:
     """Return the kernels against PyTorch at VOC's full size on the CPU."""
     rows = [
-        ["function", "eager ms", "compile ms", "C++ ms", "times faster than the better", "extra MiB, eager / C++"]
+        [
+            "function",
+            "eager ms",
+            "compile ms",
+            "C++ ms",
+            "times faster than the better",
+            "extra MiB, eager / C++",
+        ]
     ]
     for row in results("functional_cpu")["comparison"]:
         times, memory = row["milliseconds"], row["extra_mebibytes"]
@@ -77,7 +84,17 @@ def floors() -> list[list[str]]:
 def steps() -> list[list[str]]:
     """Return what training steps are made of, in every loop."""
     rows = [
-        ["step", "loop", "ms", "network ms", "outside it", "losses ms", "images/s", "times research", "peak MiB"]
+        [
+            "step",
+            "loop",
+            "ms",
+            "network ms",
+            "outside it",
+            "losses ms",
+            "images/s",
+            "times research",
+            "peak MiB",
+        ]
     ]
     for row in results("train_step_cpu")["steps"]:
         losses = row["losses ms"]
@@ -120,7 +137,16 @@ def onnx() -> list[list[str]]:
 def protocols() -> list[list[str]]:
     """Return what the published protocols would take."""
     rows = [
-        ["preset", "crop", "parameters, M", "TFLOP a step", "pictures a step", "fit 80 GB", "steps", "GPU-hours"]
+        [
+            "preset",
+            "crop",
+            "parameters, M",
+            "TFLOP a step",
+            "pictures a step",
+            "fit 80 GB",
+            "steps",
+            "GPU-hours",
+        ]
     ]
     for row in results("protocols")["rows"]:
         rows.append(
@@ -138,6 +164,32 @@ def protocols() -> list[list[str]]:
     return rows
 
 
+def reading() -> list[list[str]]:
+    """Return what a worker's time goes to, and how many pictures it gives."""
+    stages = ("decode picture", "decode mask", "scale", "jitter")
+    rows = [
+        ["set, crop", "pictures/s", *(f"{stage}, ms" for stage in stages), "rest, ms", "pictures/s before"]
+    ]
+    before = results("data_cpu_before")["rows"]
+    for row, old in zip(results("data_cpu")["rows"], before, strict=True):
+        taken = row["milliseconds"]
+        cells = [f"{taken[stage]:.1f}" if stage in taken else "-" for stage in stages]
+        rest = sum(value for stage, value in taken.items() if stage not in stages)
+        rates = [f"{each['pictures_per_second']:.0f}" for each in (row, old)]
+        rows.append([f"{row['set']} {row['crop']}, {row['kind']}", rates[0], *cells, f"{rest:.1f}", rates[1]])
+    return rows
+
+
+def pools() -> list[list[str]]:
+    """Return how long it takes to open a large pool."""
+    rows = [["pool", "pictures", "first, s", "again, s"]]
+    for row in results("pool")["rows"]:
+        rows.append(
+            [f"`{row['pool']}`", f"{row['pictures']:,}", f"{row['first']:.1f}", f"{row['again']:.2f}"]
+        )
+    return rows
+
+
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
@@ -146,6 +198,8 @@ TABLES: dict[str, Table] = {
     "steps": steps,
     "onnx": onnx,
     "protocols": protocols,
+    "reading": reading,
+    "pools": pools,
 }
 
 
@@ -180,7 +234,10 @@ def main() -> int:
             if not check:
                 path.write_text(filled)
     if check and wrong:
-        print(f"{', '.join(wrong)}: tables differ from bench/results; run python -m bench.report", file=sys.stderr)
+        print(
+            f"{', '.join(wrong)}: tables differ from bench/results; run python -m bench.report",
+            file=sys.stderr,
+        )
     return int(check and bool(wrong))
 
 

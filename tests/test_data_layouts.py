@@ -190,7 +190,13 @@ def test_tags_from_hidden_masks(tmp_path, caplog):
     (root / "unlabeled.txt").write_text("".join(f"{line}\n" for line in lines))
     for unlabeled, layout in (("unlabeled.txt", "lists"), ("images/train", "folder")):
         config = DataConfig(
-            str(root), layout, "labeled.txt", unlabeled, "val.txt", tags="masks", background=None
+            str(root),
+            layout=layout,
+            labeled="labeled.txt",
+            unlabeled=unlabeled,
+            val="val.txt",
+            tags="masks",
+            background=None,
         )
         (root / "val.txt").write_text("images/val/c.jpg masks/val/c.png\n")
         (root / "labeled.txt").write_text("images/train/a.jpg masks/train/a.png\n")
