@@ -21,6 +21,7 @@ from pseudoseg_fast.data.read import IGNORE_INDEX
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 COLOR_JITTER = (0.5, 0.5, 0.5, 0.25)
 CUTOUT = 100 / 513
+_HUE = 3  # the number of the hue among torchvision's changes
 
 
 class RandomScale(v2.Transform):
@@ -44,6 +45,39 @@ class RandomScale(v2.Transform):
             exact = v2.InterpolationMode.NEAREST_EXACT
             return tv_tensors.wrap(tvf.resize(inpt.as_subclass(Tensor), params["size"], exact), like=inpt)
         return tvf.resize(inpt, params["size"], antialias=True)
+
+
+class ColorJitter(v2.ColorJitter):
+    """torchvision's jitter, but for the hue, which took more time than all else that is done to a picture."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply the drawn changes to one picture, in the drawn order."""
+        order, turns = params["fn_idx"].tolist(), params["hue_factor"]
+        before, after = order[: order.index(_HUE)], order[order.index(_HUE) + 1 :]
+        inpt = super().transform(inpt, {**params, "fn_idx": before})
+        if turns is not None and inpt.shape[0] == 3:
+            inpt = turn_hue(inpt, turns)
+        return super().transform(inpt, {**params, "fn_idx": after})
+
+
+def turn_hue(image: Tensor, turns: float) -> Tensor:
+    """Turn the hue of a picture uint8 [3, H, W] by a share of the full circle, as HSV has it, rounded to the nearest.
+
+    With h in [0, 6), value v, chroma c and m = v - c, red is m + c clamp(|h - 3| - 1, 0, 1), and green and blue are
+    m + c clamp(2 - |h - 2|, 0, 1) and m + c clamp(2 - |h - 4|, 0, 1).
+    """
+    pixels = image.float()
+    red, green, blue = pixels
+    value, low = pixels.amax(0), pixels.amin(0)
+    chroma = value - low
+    # h c of the sector whose channel is the largest
+    by_green = (blue - red).add_(chroma, alpha=2)
+    by_blue = (red - green).add_(chroma, alpha=4)
+    hue = torch.where(value == red, green - blue, torch.where(value == green, by_green, by_blue))
+    hue.div_(chroma.clamp(min=1)).add_(6 * turns)
+    hue.sub_(torch.floor(hue / 6), alpha=6)
+    shares = torch.stack([(hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()])
+    return torch.addcmul(low, chroma, shares.clamp_(0, 1)).round_().to(torch.uint8)
 
 
 class ChannelJitter(v2.Transform):
@@ -119,7 +153,7 @@ class WeakView:
         masks = inside[None] if mask is None else torch.stack([inside, mask])
         view, masks = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(masks))
         masks = masks.as_subclass(Tensor)
-        views = {"image": view.as_subclass(Tensor), "valid": masks[0] == 0}
+        views = {"image": view.as_subclass(Tensor).contiguous(), "valid": masks[0] == 0}
         if mask is not None:
             views["mask"] = masks[1]
         return views
@@ -154,7 +188,7 @@ class WeakStrongViews:
                 f"color_jitter takes brightness, contrast, saturation and hue, got {list(color_jitter)}"
             )
         self.weak = weak
-        self.jitter = v2.ColorJitter(*color_jitter)
+        self.jitter = ColorJitter(*color_jitter)
         self.channel_jitter = ChannelJitter(*color_jitter[:2])
         self.cutout = cutout
         self.views = views
@@ -171,7 +205,8 @@ class WeakStrongViews:
         crop = valid[: self.weak.crop_size, : self.weak.crop_size]
         crop &= ~random_square(crop.shape, self.cutout)
         jitter = self.jitter if image.shape[0] in (1, 3) else self.channel_jitter
-        return torch.where(valid, jitter(image), self.weak.mean_pixel[:, None, None]), valid
+        planes = zip(jitter(image), self.weak.mean_pixel.tolist(), strict=True)
+        return torch.stack([plane.masked_fill(~valid, value) for plane, value in planes]), valid
 
 
 def random_square(size: Sequence[int], fraction: float) -> Tensor:

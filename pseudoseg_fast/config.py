@@ -33,11 +33,14 @@ class DataConfig:
             coco, ade20k or mmseg; auto takes the obvious one. What a layout finds stands in for lists and class names
             that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
-        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; a layout's are its training pictures
-            that are not labelled. Not needed by method.name supervised.
+        unlabeled: list of unlabelled pictures, one "image" a line, or a folder, or tar shards such as
+            "shards/pool-{000..099}.tar", which are indexed once, or URLs of shards, which webdataset streams; a
+            layout's are its training pictures that are not labelled. Not needed by method.name supervised.
+        unlabeled_size: number of pictures behind URLs.
         val: list of labelled pictures to evaluate on.
         classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.
-        tags: CSV file "image,tags" with tags separated by ";", for method.image_labels.
+        tags: CSV file "image,tags" with tags separated by ";", for method.image_labels; or the word masks: the classes
+            that the hidden masks of unlabelled pictures show, read for that alone, to simulate such a file.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
         ignore_index: id of pixels without a label in the masks.
         label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them.
@@ -45,7 +48,8 @@ class DataConfig:
         color_map: file of the colours of RGB masks, a line "r g b class" for each.
         mask_orientation: how masks without an EXIF orientation lie: upright, or as the pictures are stored.
         white: value that becomes 255 in pictures of more than 8 bits; null keeps the high byte of 16.
-        short_side: resize pictures so that their shorter side has this many pixels, before all else.
+        short_side: resize pictures so that their shorter side has this many pixels, before all else; JPEGs of more than
+            four times that are decoded at a fraction of their size, several times faster.
         crop_size: side of the training crops in pixels.
         scales: factors of the random scale.
         color_jitter: strengths of the strong view's brightness, contrast, saturation and hue.
@@ -58,6 +62,7 @@ class DataConfig:
     layout: Literal["auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg"] = "auto"
     labeled: str | None = None
     unlabeled: str | None = None
+    unlabeled_size: int | None = None
     val: str | None = None
     classes: str | None = None
     tags: str | None = None
@@ -78,8 +83,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and two conversions of labels."""
-        if self.white is not None and not self.white > 0:
-            raise ValueError(f"data.white must be positive, got {self.white}")
+        for name in ("white", "unlabeled_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"data.{name} must be positive, got {value}")
         given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(

@@ -101,8 +101,7 @@ class Trainer:
         labeled_loader(config, self.data, self.network, 0)
         if self.data.unlabeled:
             unlabeled_loader(config, self.data, self.network, 0)
-        pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
-        self.corrupt = CorruptCounter(total=len(pictures))
+        self.corrupt = CorruptCounter(total=self.data.pictures)
         self.examples = Examples(config, self.data, self.network)
         self.watch = Watch()
         self.skipped = 0

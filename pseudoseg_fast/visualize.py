@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pseudoseg_fast.data.decode import open_whole
 from pseudoseg_fast.data.lists import Sample
 
 Pixels = NDArray[np.uint8]
@@ -181,7 +182,7 @@ def tile_map(
     for predicted in (False, True):
         panel = Image.new("RGB", size, (12, 22, 44))
         for sample in [*others, *val]:
-            with Image.open(sample.image) as image:
+            with open_whole(sample.image) as image:
                 tile = np.array(image.convert("RGB"))
             if sample.name in predictions and sample.mask:
                 with Image.open(sample.mask) as mask:

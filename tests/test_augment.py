@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from pseudoseg_fast.augment import CUTOUT, WeakStrongViews, WeakView, random_square
+from pseudoseg_fast.augment import CUTOUT, ColorJitter, WeakStrongViews, WeakView, random_square, turn_hue
 
 MEAN = (0.5, 0.25, 0.75)
 MEAN_PIXEL = torch.tensor([128, 64, 191], dtype=torch.uint8)
@@ -155,6 +157,30 @@ def test_a_hidden_mask_does_not_reach_the_unlabelled_views():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("turns", [-0.25, 0.0, 0.1, 0.5])
+def test_hue_is_turned_as_torchvision_does(turns):
+    """Within one level, which rounding to the nearest and cutting off differ by; not at all where nothing turns."""
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    image[:, 0] = 128  # grey has no hue
+    turned = turn_hue(image, turns)
+    expected = functional.adjust_hue(image, turns)
+    assert (turned.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(turned[:, 0], image[:, 0])
+    if turns == 0:
+        assert torch.equal(turned, image)
+
+
+def test_jitter_draws_and_does_what_torchvisions_does():
+    image = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
+    for seed in range(8):
+        views = []
+        for jitter in (ColorJitter, v2.ColorJitter):
+            torch.manual_seed(seed)
+            views.append(jitter(0.5, 0.5, 0.5, 0.25)(image).int())
+        assert (views[0] - views[1]).abs().float().mean() < 1
+    assert torch.equal(ColorJitter(0, 0, 0, 0)(image), image)
 
 
 def test_pictures_of_many_channels_are_jittered_in_brightness_and_contrast():

@@ -12,7 +12,9 @@ from PIL import Image
 
 from pseudoseg_fast.config import DataConfig, parse_config
 from pseudoseg_fast.data.layouts import LAYOUTS, cityscapes, coco, guess, read_tree
-from pseudoseg_fast.data.lists import DataError, Index, read_list, read_unlabeled, walk
+from pseudoseg_fast.data.listing import walk
+from pseudoseg_fast.data.lists import DataError, Index, read_list
+from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data
 from pseudoseg_fast.evaluate import evaluate
@@ -168,6 +170,32 @@ def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):
     (root / "classes.txt").write_text("sky\nroad\ncar\n")
     read_data(DataConfig(str(root)))
     assert "no labelled picture shows road, car: nothing can teach these 2 of 3 classes" in caplog.text
+
+
+def test_tags_from_hidden_masks(tmp_path, caplog):
+    root = arrange(tmp_path, "folder")
+    (root / "classes.txt").write_text("background\nsky\nroad\n")
+    for name, value in (("b", 2), ("d", 0)):
+        save(root / f"images/train/{name}.jpg")
+        save(root / f"masks/train/{name}.png", value)
+    save(root / "images/train/e.jpg")
+    (root / "labeled.txt").write_text("images/train/a\n")
+    with caplog.at_level(logging.INFO):
+        data = read_data(DataConfig(str(root), labeled="labeled.txt", layout="folder", tags="masks"))
+    expected = {"images/train/b.jpg": (2,), "images/train/d.jpg": (0,)}
+    assert dict(data.tags) == expected
+    assert all(sample.mask is None for sample in data.unlabeled)
+    assert "the hidden masks of 2 of 4 unlabelled pictures are read, for their tags alone" in caplog.text
+    lines = [*(f"{name} masks/train/{Path(name).stem}.png" for name in expected), "images/train/e.jpg"]
+    (root / "unlabeled.txt").write_text("".join(f"{line}\n" for line in lines))
+    for unlabeled, layout in (("unlabeled.txt", "lists"), ("images/train", "folder")):
+        config = DataConfig(
+            str(root), layout, "labeled.txt", unlabeled, "val.txt", tags="masks", background=None
+        )
+        (root / "val.txt").write_text("images/val/c.jpg masks/val/c.png\n")
+        (root / "labeled.txt").write_text("images/train/a.jpg masks/train/a.png\n")
+        tags = dict(read_data(config).tags)
+        assert {name: tags[name] for name in expected} == expected, unlabeled
 
 
 def test_a_folder_of_no_layout(tmp_path):

@@ -131,6 +131,11 @@ BEFORE_THE_FIRST_STEP = {
     "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
     "class weights": (None, {"method.class_weight": [1, 2]}, ["a weight for each of the 3 classes", "got 2"]),
     "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
+    "tags from masks that are not there": (
+        None,
+        {"method.image_labels": "true", "data.tags": "masks"},
+        ["none has one", "second column of --data.unlabeled LIST"],
+    ),
     "no tags": (None, {"method.image_labels": "true"}, ["give --data.tags FILE"]),
 }
 
