@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -174,28 +175,37 @@ def test_devices_that_contradict_the_launcher_are_refused(monkeypatch, environme
         processes(2)
 
 
-def torchrun(root, folder, changes, *options):
-    """Start a run in two processes; return the process of torchrun."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        f"--master-port={free_port()}",
-    ]
-    changes = {
-        "run.log_every": 1,
-        "run.eval_every": 4,
-        "run.checkpoint_every": 2,
-        "optim.steps": 40,
-    } | changes
-    return subprocess.Popen(
-        [*command, *options, "-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def torchrun(root):
+    """Start runs in two processes; none of them outlives the test."""
+    started = []
+
+    def start(folder, changes, *options):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        changes = {
+            "run.log_every": 1,
+            "run.eval_every": 4,
+            "run.checkpoint_every": 2,
+            "optim.steps": 40,
+        } | changes
+        arguments = ["-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)]
+        started.append(
+            subprocess.Popen(
+                [*command, f"--master-port={free_port()}", *options, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        for worker in workers_of(process):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition, seconds=120):
@@ -206,19 +216,20 @@ def wait_for(condition, seconds=120):
 
 
 def workers_of(process):
-    return [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
 
 
-def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_dies(root, tmp_path):
+def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_dies(torchrun, tmp_path):
     """One of two processes is killed; the other ends, both are started again, and the result is to the bit the same."""
     changes = {"method.ema": 0.9, "run.resume": "auto"}
-    run = torchrun(root, tmp_path / "killed", changes, "--max-restarts=1")
+    run = torchrun(tmp_path / "killed", changes, "--max-restarts=1")
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     wait_for(lambda: run.poll() is not None or last.exists())
     os.kill(workers_of(run)[-1], signal.SIGKILL)
     printed, _ = run.communicate(timeout=240)
     assert run.returncode == 0, printed
-    whole = torchrun(root, tmp_path / "whole", changes)
+    whole = torchrun(tmp_path / "whole", changes)
     assert whole.wait(240) == 0
     states = [tiny.checkpoint(tmp_path / name) for name in ("killed", "whole")]
     assert states[0]["step"] == states[1]["step"] == 40
