@@ -2,7 +2,7 @@
 
 python -m bench.report [--check]
 
-A document marks the place of a table with ``<!-- table: NAME -->`` and ``<!-- end -->``; what stands between is replaced.
+A document marks the place of a table with ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is replaced.
 ``--check`` writes nothing and ends with status 1 where a table is not what the results say.
 """
 
