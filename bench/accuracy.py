@@ -131,8 +131,18 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run what ``results`` does not have yet, ``jobs`` at a time; return the rows that there are, and what failed."""
+def run_grid(
+    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run what ``results`` does not have yet; return the rows that there are, and what failed.
+
+    Args:
+        path: of the grid.
+        results: JSON lines.
+        runs: folder for the runs themselves.
+        jobs: how many run side by side.
+        threads: of each; None shares the cores among the jobs.
+    """
     grid = yaml.safe_load(path.read_text())
     common = grid.get("common", "")
     cells = [
@@ -144,7 +154,7 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> tuple[list[dic
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {cell: row for cell in cells for row in rows if same(row, cell)}
     failures = []
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     pool = ThreadPoolExecutor(jobs)
     futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
     try:
@@ -164,9 +174,15 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> tuple[list[dic
 
 
 def commit() -> str:
-    """Return the commit of the code, with a + if files differ from it."""
-    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    """Return the commit, with a + if the package's code differs from it; "unknown" outside of a repository."""
+    git = ["git", "-C", str(RESULTS.parent.parent)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", "pseudoseg_fast", "csrc", "kernels"]
+    ).returncode
+    return head + ("+" if changed else "") if head else "unknown"
 
 
 def machine() -> str:
@@ -183,11 +199,14 @@ def main() -> int:
     )
     parser.add_argument("grid", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs themselves")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--threads", type=int, help="threads of each run; by default the jobs share the cores"
+    )
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
-    rows, failures = run_grid(options.grid, results, options.runs, options.jobs)
+    rows, failures = run_grid(options.grid, results, options.runs, options.jobs, options.threads)
     print(curves.table(rows))
     if written := curves.plot(rows, results.with_suffix(".png")):
         print(written)
