@@ -1,22 +1,25 @@
 """Compare methods over seeds: one training process per cell of a grid.
 
-python -m bench.accuracy bench/grids/demo.yaml
+python -m bench.accuracy bench/grids/demo.yaml [--jobs 2]
 
 A grid file has ``seeds`` and ``runs``, a name and the options of ``pseudoseg_fast.train`` for each row, and perhaps
 ``common`` options; environment variables are filled in. Every finished run adds a line of JSON to
-``bench/results/accuracy-GRID.jsonl``, with its resolved configuration and the commit; called again, only runs whose
-configuration is not there are made. The table at the end gives mean and standard deviation over seeds; "last" is the
-figure to trust, "best" was chosen on the val pictures themselves.
+``bench/results/accuracy-GRID.jsonl``: its resolved configuration, the commit, seconds, scores and the log's curves.
+Called again, only runs whose configuration is not there are made, and one that was cut off goes on from its last
+checkpoint. A run that fails does not stop the others. On a GPU, ``--jobs`` puts that many short runs side by side.
+
+At the end there is a table, mean and standard deviation over seeds ("last" is the figure to trust, "best" was chosen
+on the val pictures themselves), and, where matplotlib is installed, a plot of the curves beside the JSON lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,17 +30,19 @@ from typing import Any
 import torch
 import yaml
 
-from pseudoseg_fast.config import parse_config, to_dict
+from bench import curves
+from pseudoseg_fast.config import from_dict, parse_config, to_dict
 from pseudoseg_fast.trainer import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
-SUPERVISED = {"name", "align_corners", "ema"}
+SUPERVISED = {"name", "align_corners", "ema", "class_weight", "weight_dice"}
 """Options of the method that a supervised run has use for."""
 UNSUPERVISED = {
     *("data.unlabeled", "data.tags", "data.color_jitter", "data.cutout"),
     *("optim.unlabeled_batch_size", "optim.sgc_lr"),
 }
 """Other options that it has none for."""
+DEFAULTS = to_dict(from_dict({"data": {"root": ""}}))
 
 
 @dataclass(frozen=True)
@@ -56,29 +61,22 @@ class Cell:
 
     def config(self) -> dict[str, dict[str, Any]]:
         """Return the resolved configuration, without what changes no result."""
-        config = to_dict(parse_config(self.arguments, "bench.accuracy", ""))
-        unused = FREE_ON_RESUME
-        if config["method"]["name"] == "supervised":
-            unused = (
-                FREE_ON_RESUME
-                | UNSUPERVISED
-                | {f"method.{name}" for name in config["method"].keys() - SUPERVISED}
-            )
-        return {
-            group: {name: value for name, value in values.items() if f"{group}.{name}" not in unused}
-            for group, values in config.items()
-        }
+        return decisive(to_dict(parse_config(self.arguments, "bench.accuracy", "")))
 
     def run(self, runs: Path, threads: int) -> dict[str, Any]:
-        """Train in a process of its own and return its result; folder and log stay in ``runs``."""
+        """Train in a process of its own and return its result; folder and log stay in ``runs``.
+
+        Raises:
+            RuntimeError: the process failed, or was stopped.
+        """
         folder = runs / "-".join([self.grid, *re.findall(r"[a-z0-9]+", self.name.lower()), str(self.seed)])
+        resumed = begun(folder, self.config())
         command = [sys.executable, "-m", "pseudoseg_fast.train", *self.arguments, "--run.dir", str(folder)]
-        print(f"{self.name}, seed {self.seed}: {folder}", flush=True)
-        with folder.with_suffix(".log").open("w") as log:
+        command += ["--run.resume", "auto"] if resumed else ["--run.overwrite", "true"]
+        print(f"{self.name}, seed {self.seed}: {folder}{', going on' if resumed else ''}", flush=True)
+        with folder.with_suffix(".log").open("a" if resumed else "w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            process = subprocess.run(
-                [*command, "--run.overwrite", "true"], stdout=log, stderr=log, env=environment
-            )
+            process = subprocess.run(command, stdout=log, stderr=log, env=environment)
         if process.returncode:
             raise RuntimeError(
                 f"{self.name}, seed {self.seed}, ended with {process.returncode}; see {log.name}"
@@ -88,14 +86,63 @@ class Cell:
             "config": self.config(),
             "commit": commit(),
             **json.loads((folder / "result.json").read_text()),
+            "curves": read_curves(folder / "log" / "metrics.csv"),
             "threads": threads,
             "torch": torch.__version__,
-            "machine": f"{os.cpu_count()} x {platform.machine()}",
+            "machine": machine(),
         }
 
 
-def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str, Any]]:
-    """Run what ``results`` does not have yet, ``jobs`` at a time; return all rows of the grid."""
+def decisive(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what of a configuration decides its result."""
+    unused = FREE_ON_RESUME
+    if config["method"]["name"] == "supervised":
+        unused = unused | UNSUPERVISED | {f"method.{name}" for name in config["method"].keys() - SUPERVISED}
+    return {
+        group: {name: value for name, value in values.items() if f"{group}.{name}" not in unused}
+        for group, values in config.items()
+    }
+
+
+def same(row: dict[str, Any], cell: Cell) -> bool:
+    """Whether ``row`` is the result of ``cell``; an option younger than the row had its default in it."""
+    if (row["name"], row["seed"]) != (cell.name, cell.seed) or "config" not in row:
+        return False
+    filled = {group: {**DEFAULTS[group], **row["config"].get(group, {})} for group in DEFAULTS}
+    return decisive(filled) == cell.config()
+
+
+def begun(folder: Path, config: dict[str, dict[str, Any]]) -> bool:
+    """Whether ``folder`` holds a checkpoint of a run of this configuration, to go on with."""
+    saved = folder / "config.yaml"
+    if not (folder / "checkpoints" / "last.ckpt").exists() or not saved.exists():
+        return False
+    return decisive(yaml.safe_load(saved.read_text())) == config
+
+
+def read_curves(path: Path) -> dict[str, list[list[float]]]:
+    """Return ``[[step, value], ...]`` of mIoU and of each loss from a run's log, values to four digits."""
+    found: dict[str, list[list[float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and (name == "mIoU" or name.startswith("L_")):
+                    found.setdefault(name, []).append([int(row["step"]), float(f"{float(value):.4g}")])
+    return found
+
+
+def run_grid(
+    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run what ``results`` does not have yet; return the rows that there are, and what failed.
+
+    Args:
+        path: of the grid.
+        results: JSON lines.
+        runs: folder for the runs themselves.
+        jobs: how many run side by side.
+        threads: of each; None shares the cores among the jobs.
+    """
     grid = yaml.safe_load(path.read_text())
     common = grid.get("common", "")
     cells = [
@@ -105,59 +152,66 @@ def run_grid(path: Path, results: Path, runs: Path, jobs: int) -> list[dict[str,
     ]
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {
-        cell: row
-        for cell in cells
-        for row in rows
-        if (row["name"], row["seed"], row.get("config")) == (cell.name, cell.seed, cell.config())
-    }
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
+    done = {cell: row for cell in cells for row in rows if same(row, cell)}
+    failures = []
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    pool = ThreadPoolExecutor(jobs)
+    futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
+    try:
         for future in as_completed(futures):
-            done[futures[future]] = future.result()
+            try:
+                done[futures[future]] = row = future.result()
+            except RuntimeError as error:
+                failures.append(str(error))
+                print(error, file=sys.stderr, flush=True)
+                continue
             with results.open("a") as file:
-                file.write(json.dumps(future.result()) + "\n")
-    return [done[cell] for cell in cells]
+                file.write(json.dumps(row) + "\n")
+    finally:
+        # After Ctrl-C, which the running processes got, too: they save and stop, and no other begins.
+        pool.shutdown(cancel_futures=True)
+    return [done[cell] for cell in cells if cell in done], failures
 
 
 def commit() -> str:
-    """Return the commit of the code, with a + if files differ from it."""
-    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    """Return the commit, with a + if the package's code differs from it; "unknown" outside of a repository."""
+    git = ["git", "-C", str(RESULTS.parent.parent)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", "pseudoseg_fast", "csrc", "kernels"]
+    ).returncode
+    return head + ("+" if changed else "") if head else "unknown"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of mIoU %, mean ± standard deviation over seeds, and mean seconds."""
-    lines = ["| run | seeds | mIoU %, last | mIoU %, best | seconds |", "| --- | --- | --- | --- | --- |"]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        mine = [row for row in rows if row["name"] == name]
-        last, best = (spread([100 * row["miou"][key] for row in mine]) for key in ("last", "best"))
-        seconds = statistics.mean(row["seconds"] for row in mine)
-        lines.append(f"| {name} | {len(mine)} | {last} | {best} | {seconds:.0f} |")
-    return "\n".join(lines)
+def machine() -> str:
+    """Return what the runs ran on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} x {platform.machine()}"
 
 
-def spread(values: list[float]) -> str:
-    """Return "mean ± standard deviation", or the value alone where there is one."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def main() -> None:
-    """Run the command line."""
+def main() -> int:
+    """Run the command line; return 1 if a run failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs themselves")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, which share the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--threads", type=int, help="threads of each run; by default the jobs share the cores"
+    )
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
-    print(table(run_grid(options.grid, results, options.runs, options.jobs)))
+    rows, failures = run_grid(options.grid, results, options.runs, options.jobs, options.threads)
+    print(curves.table(rows))
+    if written := curves.plot(rows, results.with_suffix(".png")):
+        print(written)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
