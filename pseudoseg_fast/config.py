@@ -164,10 +164,12 @@ class RunConfig:
     Args:
         dir: folder of the run; null makes one under runs/ named after the method and the time.
         seed: of weights, order of pictures and views.
-        resume: go on with the last checkpoint in dir (auto), or with the one at this path.
+        resume: go on with the newest whole checkpoint in dir, or begin where there is none (auto; so does the bare
+            option), or with the checkpoint, or that of the run folder, at this path.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints; a crash loses the steps since the last one.
+        keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
         accelerator: cpu, cuda, or auto for the best there is.
         precision: 32-true, bf16-mixed or 16-mixed.
@@ -175,10 +177,11 @@ class RunConfig:
 
     dir: str | None = None
     seed: int = 0
-    resume: str | None = None
+    resume: bool | str | None = None
     overwrite: bool = False
     eval_every: int = 1000
     checkpoint_every: int = 500
+    keep: int = 2
     log_every: int = 10
     accelerator: str = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -188,6 +191,10 @@ class RunConfig:
         for name in ("eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
+        if self.keep < 1:
+            raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
+        if isinstance(self.resume, bool):
+            self.resume = "auto" if self.resume else None
 
 
 @dataclass
@@ -298,7 +305,7 @@ def make_parser(prog: str, description: str, *, exit_on_error: bool = True) -> P
 def parse_config(arguments: list[str], prog: str, description: str) -> Config:
     """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input.
 
-    Options count for more than ``--config``, wherever they stand.
+    Options count for more than ``--config``, wherever they stand. ``--run.resume`` without a value means auto.
     """
     parser = make_parser(prog, description)
     configs: list[str] = []
@@ -313,6 +320,9 @@ def parse_config(arguments: list[str], prog: str, description: str) -> Config:
                 configs.append(f"--config={config_path(name)}")
             else:
                 others.append(argument)  # without a value: the parser says so
+        for index, (argument, following) in enumerate(zip(others, [*others, "--"][1:], strict=True)):
+            if argument == "--run.resume" and following.startswith("--"):
+                others[index] = "--run.resume=auto"
         return _build(parser, parser.parse_args([*configs, *others]))
     except ValueError as error:
         parser.error(str(error))

@@ -22,6 +22,7 @@ from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig, pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.visualize import Pixels
+from pseudoseg_fast.whole_file import replace_text, replacing
 
 if TYPE_CHECKING:
     from pseudoseg_fast.trainer import Trainer
@@ -41,7 +42,7 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
         "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
         "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    replace_text(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(describe(scores, best, trainer.seconds))
     written = {**draw(trainer, folder), "checkpoints": trainer.checkpoints, "run": folder}
     for name, path in written.items():
@@ -64,7 +65,7 @@ def draw(trainer: Trainer, folder: Path) -> dict[str, Path]:
     evaluate(trainer.evaluated, loader, data.classes, align_corners=config.method.align_corners, watch=keep)
     written = {"pictures": folder / "samples.png"}
     samples = [loader.dataset[index] for index in spread(len(data.val))]
-    draw_samples(
+    pictures = draw_samples(
         trainer.evaluated.eval(),
         config.method,
         samples,
@@ -72,11 +73,15 @@ def draw(trainer: Trainer, folder: Path) -> dict[str, Path]:
         predictions,
         data.classes,
         colors,
-    ).save(written["pictures"])
+    )
+    with replacing(written["pictures"]) as partial:
+        pictures.save(partial, "png")
     if config.data.root == DEMO:
         written["map"] = folder / "map.png"
         others = [*data.labeled, *data.unlabeled]
-        visualize.tile_map(data.val, predictions, others, data.classes, colors).save(written["map"])
+        tiles = visualize.tile_map(data.val, predictions, others, data.classes, colors)
+        with replacing(written["map"]) as partial:
+            tiles.save(partial, "png")
     return written
 
 

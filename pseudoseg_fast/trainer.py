@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import math
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, choose_accelerator, to_dict
+from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.evaluate import Scores, evaluate
+from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.meter import Meter
 from pseudoseg_fast.method import Teacher, class_weights
@@ -31,10 +32,12 @@ from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rat
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stop import StopSignal
 
+logger = logging.getLogger(__name__)
+
 FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator"),
-    *("run.eval_every", "run.checkpoint_every", "run.log_every"),
+    *("run.eval_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
 
 
@@ -52,7 +55,7 @@ class Trainer:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config = config
         self.checkpoints = folder / "checkpoints"
-        self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
+        self.csv_log = CsvLog(folder / "log" / "metrics.csv")
         self.fabric = Fabric(
             accelerator=choose_accelerator(config.run.accelerator),
             devices=1,
@@ -111,7 +114,7 @@ class Trainer:
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
-            self.save("last.ckpt")
+            self.save(LAST)
         with tqdm(
             total=steps,
             initial=self.step,
@@ -145,7 +148,7 @@ class Trainer:
                     self.seconds = time.monotonic() - started
                 stopping = stop.received  # read once: what stops has been saved, whenever the signal comes
                 if self.step % run.checkpoint_every == 0 or finished or stopping:
-                    self.save("last.ckpt")
+                    self.save(LAST)
                 if stopping:
                     break
         for log in self.fabric.loggers:
@@ -204,40 +207,41 @@ class Trainer:
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
-            self.save("best.ckpt")
+            self.save(BEST)
         tqdm.write(
             f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
             + (", the best so far" if improved else "")
         )
 
     def save(self, name: str) -> None:
-        """Write all that :meth:`restore` needs."""
-        checkpoint.save(
-            self.checkpoints / name,
-            {
-                "config": to_dict(self.config),
-                "classes": self.data.classes,
-                "background": self.data.background,
-                "step": self.step,
-                "scored": self.scored,
-                "seconds": self.seconds,
-                "best": self.best,
-                "model": self.network.state_dict(),
-                "teacher": self.teacher.model.state_dict() if self.teacher else None,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-        )
+        """Write all that :meth:`restore` needs as the newest checkpoint, ``LAST``, or as the best, ``BEST``."""
+        state = {
+            "config": to_dict(self.config),
+            "classes": self.data.classes,
+            "background": self.data.background,
+            "step": self.step,
+            "scored": self.scored,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.network.state_dict(),
+            "teacher": self.teacher.model.state_dict() if self.teacher else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        if name == LAST:
+            save_last(self.checkpoints, state, self.config.run.keep)
+        else:
+            checkpoint.save(self.checkpoints / name, state)
 
-    def restore(self, path: Path) -> None:
-        """Go on where the run that wrote ``path`` was.
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Go on where the run that wrote the first whole one of ``paths`` was.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of a run with another network, method or schedule.
+            ValueError: no checkpoint is whole, or it is of a run with another network, method or schedule.
         """
-        state = checkpoint.load(path)
+        path, state = load_first_whole(paths)
         ours = to_dict(self.config)
         differences = [
             f"{group}.{name}: {value} there, {ours[group].get(name)} here"
@@ -257,21 +261,22 @@ class Trainer:
             self.teacher.model.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
-        self.best = state["best"]
+        self.best = self.kept_best()
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
-    def continue_log(self) -> None:
-        """Take over what the log in the folder holds up to this step; the logger alone would delete it."""
-        path = Path(self.csv_log.log_dir, "metrics.csv")
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Experiment logs directory .* is not empty")
-            for row in rows:
-                step = int(row.pop("step"))
-                self.csv_log.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+    def kept_best(self) -> dict[str, Any] | None:
+        """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from.
+
+        Without a whole one, as in the new folder of a run that goes on from another, the best is chosen anew.
+        """
+        path = self.checkpoints / BEST
+        try:
+            return checkpoint.load(path)["best"]
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logger.warning("%s; the best is chosen anew", error)
+            return None

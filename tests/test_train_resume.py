@@ -270,7 +270,11 @@ def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp
     during(monkeypatch, Trainer, "training_step", 1, interrupt)
     assert train.main([*options, "--run.overwrite=true"]) == 130
     assert tiny.checkpoint(folder)["step"] == 1
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "log"]
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.ckpt", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "checkpoints", "config.yaml", "log"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.ckpt",
+        "notes.txt",
+        "step-1.ckpt",
+    ]
     assert [row["step"] for row in tiny.log(folder)] == [1]
     assert len(list((folder / "log").glob("events*"))) == 1
