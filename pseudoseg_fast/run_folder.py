@@ -108,8 +108,13 @@ def held(folder: Path) -> Iterator[None]:
         RuntimeError: another process trains there; the message says which.
         OSError: the folder cannot be written.
     """
-    make_folder(folder)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        make_folder(folder)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        reason = f"{error.strerror}; expected a folder that the run can write to, choose another --run.dir"
+        raise OSError(error.errno, reason, str(folder)) from error
+    with file:
         try:
             if fcntl:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -201,9 +201,12 @@ class Trainer:
                 self.data.classes,
                 align_corners=self.config.method.align_corners,
             )
+        if self.scored != self.step:  # else a finished run shows its results again
+            named = {
+                f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
+            }
+            self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
         self.scored = self.step
-        named = {f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)}
-        self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
@@ -230,6 +233,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
+        for log in self.fabric.loggers:  # a run that goes on from here has them up to here
+            log.save()
         if name == LAST:
             save_last(self.checkpoints, state, self.config.run.keep)
         else:
