@@ -77,12 +77,14 @@ def test_step(
     method = config.method
     labeled = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
     unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
-    masks, valid = (tensor.to(trainer.fabric.device) for tensor in (labeled["mask"], unlabeled["valid"]))
+    masks, valid = (
+        tensor.to(trainer.fabric.device) for tensor in (labeled["mask"], unlabeled["valid"][:, 0])
+    )
     tags = unlabeled["tags"].to(masks.device) if method.image_labels else None
     image_labels = image_labels_from_mask(masks, len(trainer.data.classes), trainer.data.background)
     model = trainer.network.train()
     ours = Outputs(*map(leaf, model(labeled["image"].to(masks.device), sgc=True, image_labels=image_labels)))
-    strong = Outputs(*map(leaf, model(unlabeled["strong"].to(masks.device))))
+    strong = Outputs(*map(leaf, model(unlabeled["strong"][:, 0].to(masks.device))))
     with torch.no_grad():
         weak = model(unlabeled["weak"].to(masks.device), sgc=True, image_labels=tags, valid=valid)
 
@@ -94,7 +96,7 @@ def test_step(
         synchronize()
 
     def step() -> None:
-        trainer.training_step(labeled, unlabeled, 1.0)
+        trainer.training_step([(labeled, unlabeled)], 1.0)
         synchronize()
 
     loss_path()

@@ -126,21 +126,26 @@ class WeakView:
 
 
 class WeakStrongViews:
-    """Draw a weak view and its strong twin: same geometry, jittered colours, one square cut out.
+    """Draw a weak view and V strong ones: same geometry, jittered colours, one square cut out.
 
     Called with an image uint8 [C, H, W]; a mask is ignored, so that a hidden label cannot leak into training. Returns
-    ``weak`` and ``strong`` uint8 [C, S, S] and ``valid`` bool [S, S], False on padding and on the square: what the
-    consistency loss and the attention may use.
+    ``weak`` uint8 [C, S, S], ``strong`` uint8 [V, C, S, S] and ``valid`` bool [V, S, S], False on padding and on the
+    square: what the consistency loss and the attention may use.
 
     Args:
         weak: draws the shared geometry.
         color_jitter: strengths of brightness, contrast, saturation and hue, always applied, in random order;
             pictures that are neither grey nor colour know the first two alone.
         cutout: side of the square as a fraction of the crop; 0 cuts nothing.
+        views: V, strong views of a weak one.
     """
 
     def __init__(
-        self, weak: WeakView, color_jitter: Sequence[float] = COLOR_JITTER, cutout: float = CUTOUT
+        self,
+        weak: WeakView,
+        color_jitter: Sequence[float] = COLOR_JITTER,
+        cutout: float = CUTOUT,
+        views: int = 1,
     ) -> None:
         if not 0 <= cutout <= 1:
             raise ValueError(f"cutout is a fraction of the crop's side in [0, 1], got {cutout}")
@@ -152,17 +157,21 @@ class WeakStrongViews:
         self.jitter = v2.ColorJitter(*color_jitter)
         self.channel_jitter = ChannelJitter(*color_jitter[:2])
         self.cutout = cutout
+        self.views = views
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``weak``, ``strong`` and ``valid`` of one random geometry."""
         view = self.weak(image)
-        valid = view["valid"]
+        strong, valid = zip(*(self._strong(view) for _ in range(self.views)), strict=True)
+        return {"weak": view["image"], "strong": torch.stack(strong), "valid": torch.stack(valid)}
+
+    def _strong(self, view: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a strong view of a weak one, and its valid pixels."""
+        image, valid = view["image"], view["valid"].clone()
         crop = valid[: self.weak.crop_size, : self.weak.crop_size]
         crop &= ~random_square(crop.shape, self.cutout)
-        mean_pixel = self.weak.mean_pixel[:, None, None]
         jitter = self.jitter if image.shape[0] in (1, 3) else self.channel_jitter
-        strong = torch.where(valid, jitter(view["image"]), mean_pixel)
-        return {"weak": view["image"], "strong": strong, "valid": valid}
+        return torch.where(valid, jitter(image), self.weak.mean_pixel[:, None, None]), valid
 
 
 def random_square(size: Sequence[int], fraction: float) -> Tensor:

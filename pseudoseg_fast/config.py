@@ -131,8 +131,10 @@ class OptimConfig:
         power: exponent of the polynomial decay.
         warmup: steps over which lr first grows linearly.
         steps: number of steps.
-        batch_size: labelled pictures in a step.
-        unlabeled_batch_size: unlabelled pictures in a step; null means as many as labelled ones.
+        batch_size: labelled pictures in a forward pass of one process.
+        unlabeled_batch_size: unlabelled pictures in a forward pass of one process; null means as many as labelled ones.
+        accumulate: passes whose gradients are added up before a step is taken: a step sees batch_size x accumulate x
+            processes labelled pictures.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -145,10 +147,11 @@ class OptimConfig:
     steps: int = 30_000
     batch_size: int = 8
     unlabeled_batch_size: int | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("lr", "steps", "batch_size", "unlabeled_batch_size"):
+        for name in ("lr", "steps", "batch_size", "unlabeled_batch_size", "accumulate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"optim.{name} must be positive, got {value}")
@@ -172,7 +175,13 @@ class RunConfig:
         keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
         accelerator: cpu, cuda, or auto for the best there is.
+        devices: processes to start on this machine, each on a GPU of its own; auto is one, or as many as torchrun or
+            srun started.
         precision: 32-true, bf16-mixed or 16-mixed.
+        sync_batchnorm: batch norms take statistics over the pictures of all processes; auto does so on GPUs.
+        compile: compile the network with torch.compile, which takes a minute or more before the first step.
+        nonfinite: what a NaN or infinite loss or gradient does: stop the run, or skip the step, which waits for the
+            device at every step.
     """
 
     dir: str | None = None
@@ -184,7 +193,11 @@ class RunConfig:
     keep: int = 2
     log_every: int = 10
     accelerator: str = "auto"
+    devices: Literal["auto"] | int = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    sync_batchnorm: Literal["auto"] | bool = "auto"
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -47,18 +47,35 @@ class WithTags:
         return torch.tensor([float(label in self.tags[name]) for label in self.classes])
 
 
-def labeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
-    """Return the labelled batches of the steps from ``start`` on: ``image``, ``mask``, ``valid``, ``name``."""
+def labeled_loader(
+    config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Return the labelled batches of the steps from ``start`` on: ``image``, ``mask``, ``valid``, ``name``.
+
+    ``optim.accumulate`` batches make a step; each of ``world_size`` processes has batches of its own.
+    """
     return _train_loader(
-        config, data, data.labeled, _weak_view(config, network), config.optim.batch_size, start, stream=0
+        config,
+        data,
+        data.labeled,
+        _weak_view(config, network),
+        config.optim.batch_size,
+        start,
+        0,
+        rank,
+        world_size,
     )
 
 
-def unlabeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
+def unlabeled_loader(
+    config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
-    views = WeakStrongViews(_weak_view(config, network), config.data.color_jitter, config.data.cutout)
+    views = WeakStrongViews(
+        _weak_view(config, network), config.data.color_jitter, config.data.cutout, config.method.strong_views
+    )
     batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
-    return _train_loader(config, data, data.unlabeled, views, batch_size, start, stream=1)
+    return _train_loader(config, data, data.unlabeled, views, batch_size, start, 1, rank, world_size)
 
 
 def _weak_view(config: Config, network: Network) -> WeakView:
@@ -73,6 +90,8 @@ def _train_loader(
     batch_size: int,
     start: int,
     stream: int,
+    rank: int,
+    world_size: int,
 ) -> DataLoader[Any]:
     with suppress(
         UnreadableImage
@@ -88,7 +107,16 @@ def _train_loader(
         cache=config.data.cache,
         on_corrupt="skip",
     )
-    sampler = StepSampler(len(dataset), batch_size, mix(config.run.seed, stream), config.optim.steps, start)
+    passes = config.optim.accumulate
+    sampler = StepSampler(
+        len(dataset),
+        batch_size,
+        mix(config.run.seed, stream),
+        config.optim.steps * passes,
+        start * passes,
+        rank,
+        world_size,
+    )
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -112,8 +140,13 @@ class ResizeShortSide:
         return {"image": image} if mask is None else {"image": image, "mask": mask}
 
 
-def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoader[Any]:
-    """Return the val pictures in lists of a few samples, ``image`` resized as in training, ``mask`` as it is."""
+def val_loader(
+    config: DataConfig, data: Data, in_channels: int = 3, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Return the val pictures in lists of a few samples, ``image`` resized as in training, ``mask`` as it is.
+
+    Each of ``world_size`` processes has its share of them, and none has a picture twice.
+    """
     dataset = SegmentationDataset(
         data.val,
         data.labels,
@@ -124,6 +157,7 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
     return DataLoader(
         dataset,
         batch_size=EVAL_BATCH,
+        sampler=range(rank, len(dataset), world_size),
         num_workers=config.workers,
         collate_fn=list,
         worker_init_fn=ignore_stop_signals,

@@ -105,7 +105,7 @@ def held(folder: Path) -> Iterator[None]:
     inherit; the file that carries it stays.
 
     Raises:
-        RuntimeError: another process trains there; the message says which.
+        ValueError: another process trains there; the message says which.
         OSError: the folder cannot be written.
     """
     try:
@@ -121,7 +121,7 @@ def held(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                raise RuntimeError(
+                raise ValueError(
                     f"{folder} is in use by {file.read().strip() or 'another process'}; wait for its end, or choose "
                     "another --run.dir"
                 ) from error

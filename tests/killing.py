@@ -17,6 +17,7 @@ from same_runs import assert_same_runs
 from pseudoseg_fast import checkpoint, train
 from pseudoseg_fast.config import from_dict, parse_config
 from pseudoseg_fast.csv_log import read_rows
+from pseudoseg_fast.distributed import make_fabric
 from pseudoseg_fast.kept import newest_first
 
 CHANGES = {
@@ -93,7 +94,9 @@ class Study:
 
     def start(self, run):
         self.config.run.dir = str(run)
-        return fork(lambda: train.train(self.config), self.folder / "output.txt")
+        return fork(
+            lambda: train.train(self.config, make_fabric(self.config.run)), self.folder / "output.txt"
+        )
 
     def finish(self, run):
         process = self.start(run)

@@ -74,8 +74,9 @@ def test_weak_and_strong_share_their_geometry():
     for seed in range(20):
         torch.manual_seed(seed)
         out = views(image)
-        assert torch.equal(out["weak"][:, out["valid"]], out["strong"][:, out["valid"]])
-        outside = out["strong"][:, ~out["valid"]]
+        strong, valid = out["strong"][0], out["valid"][0]
+        assert torch.equal(out["weak"][:, valid], strong[:, valid])
+        outside = strong[:, ~valid]
         assert torch.equal(outside, MEAN_PIXEL[:, None].expand_as(outside))
 
 
@@ -85,7 +86,7 @@ def test_strong_view_jitters_colours_and_leaves_the_weak_one_alone():
     out = WeakStrongViews(WeakView(64, scales=(1.0,)))(image)
     flipped = torch.equal(out["weak"], image.flip(-1))
     assert flipped or torch.equal(out["weak"], image)
-    assert (out["strong"] != out["weak"])[:, out["valid"]].float().mean() > 0.5
+    assert (out["strong"][0] != out["weak"])[:, out["valid"][0]].float().mean() > 0.5
 
 
 @pytest.mark.parametrize(("crop", "side"), [(513, 100), (321, 63), (128, 25)])
@@ -104,6 +105,21 @@ def test_cutout_keeps_to_the_crop_when_the_view_is_padded():
     for seed in range(10):
         torch.manual_seed(seed)
         assert views(image)["valid"].sum() == 33 * 33 - 10 * 10
+
+
+def test_strong_views_share_the_weak_ones_geometry_and_nothing_else():
+    image, _ = coordinates(64, 64)
+    out = WeakStrongViews(WeakView(48, mean=MEAN), (0.5, 0.5, 0, 0), cutout=0.25, views=2)(image)
+    assert out["strong"].shape == (2, 3, 48, 48)
+    assert out["valid"].shape == (2, 48, 48)
+    both = out["valid"].all(0)
+    assert not torch.equal(out["valid"][0], out["valid"][1])
+    assert not torch.equal(out["strong"][0][:, both], out["strong"][1][:, both])
+    for strong, valid in zip(out["strong"], out["valid"], strict=True):
+        assert torch.equal(strong[:, ~valid], MEAN_PIXEL[:, None].expand_as(strong[:, ~valid]))
+        # brighter or darker as a whole, and in the same place: pixels keep their order along the ramp
+        seen = torch.stack([out["weak"][0][valid], strong[0][valid]]).float()
+        assert torch.corrcoef(seen)[0, 1] > 0.9
 
 
 def test_cutout_is_invalid():
@@ -145,8 +161,8 @@ def test_pictures_of_many_channels_are_jittered_in_brightness_and_contrast():
     image = torch.arange(5 * 16 * 16, dtype=torch.float32).reshape(5, 16, 16).remainder(251).to(torch.uint8)
     weak = WeakView(16, scales=[1.0], mean=[0.5] * 5)
     views = WeakStrongViews(weak, (0.0, 0.0, 0.5, 0.25), cutout=0.0)(image)
-    assert torch.equal(views["strong"], views["weak"])
+    assert torch.equal(views["strong"][0], views["weak"])
     views = WeakStrongViews(weak, (0.5, 0.5, 0.5, 0.25), cutout=0.0)(image)
-    assert views["strong"].shape == image.shape
+    assert views["strong"].shape == (1, *image.shape)
     assert views["strong"].dtype == torch.uint8
-    assert not torch.equal(views["strong"], views["weak"])
+    assert not torch.equal(views["strong"][0], views["weak"])

@@ -262,7 +262,7 @@ def losses(root, folder, changes):
         unlabeled_loader(config, trainer.data, trainer.network, 0),
         strict=True,
     )
-    steps = [trainer.training_step(labeled, unlabeled, weight=1.0) for labeled, unlabeled in batches]
+    steps = [trainer.training_step([(labeled, unlabeled)], 1.0) for labeled, unlabeled in batches]
     scores = evaluate(trainer.network, val_loader(config.data, trainer.data), trainer.data.classes)
     return [{name: float(value) for name, value in terms.items()} for terms in steps], scores.miou
 

@@ -134,7 +134,7 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
     network = copy.deepcopy(trainer.network).train()
     before = copy.deepcopy(network.state_dict())
     torch.manual_seed(1)
-    losses = trainer.training_step(labeled, unlabeled, weight=0.5)
+    losses = trainer.training_step([(labeled, unlabeled)], 0.5)
 
     torch.manual_seed(1)  # dropout is active
     image_labels = image_labels_from_mask(labeled["mask"], 3, 0)
@@ -144,11 +144,15 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         labeler = copy.deepcopy(network).eval()
         labeler.load_state_dict(before)
     with torch.no_grad():
-        weak = labeler(unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"])
+        weak = labeler(
+            unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"][:, 0]
+        )
     torch.rand(())  # whether to mix
-    strong = network(unlabeled["strong"])
+    strong = network(unlabeled["strong"][:, 0])
     expected = labeled_losses(config.method, given, labeled["mask"], image_labels)
-    expected |= unlabeled_losses(config.method, 0.5, strong, weak, unlabeled["valid"], unlabeled["tags"])
+    expected |= unlabeled_losses(
+        config.method, 0.5, strong, weak, unlabeled["valid"][:, 0], unlabeled["tags"]
+    )
     assert set(losses) == set(expected) == {"L_s", "L_sa", "L_x", "L_u"}
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss.detach())
@@ -274,7 +278,10 @@ def test_a_run_learns_an_easy_set(root, tmp_path, changes):
 def test_a_run_that_diverges_stops_before_its_weights_are_saved(root, tmp_path, capsys):
     changes = {"method.name": "supervised", "optim.lr": 1e30, "run.log_every": 1, "run.checkpoint_every": 1}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
-    assert re.search(r"L_s is nan.* at step 2: .*lower optim.lr", capsys.readouterr().err)
+    message = capsys.readouterr().err
+    assert re.search(r"error: step 2: L_s is nan, on these pictures:\n  images/[04].png\n", message)
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in message
+    assert "lower optim.lr" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 1
 
 

@@ -296,6 +296,17 @@ def test_a_run_goes_on_in_no_other_runs_folder(root, whole, tmp_path, capsys):
     assert tiny.checkpoint(tmp_path / "other")["step"] == 1
 
 
+def test_a_run_that_goes_on_in_place_of_another_does_not_take_over_its_best(root, whole, tmp_path):
+    folder = tmp_path / "other"
+    assert train.main(tiny.options(root, folder, CHANGES | {"optim.steps": 1})) == 0
+    path = folder / "checkpoints" / "best.ckpt"
+    state = checkpoint.load(path)
+    checkpoint.save(path, state | {"best": state["best"] | {"miou": 0.99}})
+    changes = CHANGES | {"run.resume": whole, "run.overwrite": "true"}
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    assert checkpoint.load(path)["step"] == STEPS
+
+
 def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     options = tiny.options(root, folder, CHANGES)
