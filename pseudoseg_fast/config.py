@@ -171,6 +171,7 @@ class RunConfig:
             option), or with the checkpoint, or that of the run folder, at this path.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
+        draw_every: evaluations between two drawings of a few val pictures, and one at the last step; 0 draws none.
         checkpoint_every: steps between checkpoints; a crash loses the steps since the last one.
         keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
@@ -189,6 +190,7 @@ class RunConfig:
     resume: bool | str | None = None
     overwrite: bool = False
     eval_every: int = 1000
+    draw_every: int = 1
     checkpoint_every: int = 500
     keep: int = 2
     log_every: int = 10
@@ -204,6 +206,8 @@ class RunConfig:
         for name in ("eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
+        if self.draw_every < 0:
+            raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
         if self.keep < 1:
             raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
         if isinstance(self.resume, bool):

@@ -71,11 +71,16 @@ def unlabeled_loader(
     config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
-    views = WeakStrongViews(
-        _weak_view(config, network), config.data.color_jitter, config.data.cutout, config.method.strong_views
-    )
+    views = weak_strong_views(config, network)
     batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
     return _train_loader(config, data, data.unlabeled, views, batch_size, start, 1, rank, world_size)
+
+
+def weak_strong_views(config: Config, network: Network) -> WeakStrongViews:
+    """Return what draws the views of an unlabelled picture."""
+    return WeakStrongViews(
+        _weak_view(config, network), config.data.color_jitter, config.data.cutout, config.method.strong_views
+    )
 
 
 def _weak_view(config: Config, network: Network) -> WeakView:

@@ -1,10 +1,12 @@
-"""Memory: keeping what was freed for the next step, and saying what fits when there is not enough."""
+"""Memory: keeping what was freed for the next step, its peak, and what fits when there is not enough."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import platform
+import resource
+import sys
 from collections.abc import Callable
 
 import torch
@@ -26,6 +28,14 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most MiB that tensors held on a CUDA device, or that this process had resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import datetime
 import errno
+import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pseudoseg_fast.config import Config
+import yaml
+from lightning_fabric import Fabric
+
+from pseudoseg_fast import env
+from pseudoseg_fast.config import Config, to_dict
+from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.kept import newest_first, remove_partial, steps_in
-from pseudoseg_fast.summary import SUMMARY_FILES
-from pseudoseg_fast.whole_file import make_folder
+from pseudoseg_fast.visualize import mask_palette
+from pseudoseg_fast.whole_file import make_folder, replace_text
 
 try:
     import fcntl
@@ -82,6 +88,31 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or bool(newest_first(folder / "checkpoints"))
 
 
+def describe_run(folder: Path, config: Config, data: Data, fabric: Fabric) -> None:
+    """Write what the run is: ``config.yaml``, to start it again, and ``run.json``, what it found, for the report."""
+    colors = mask_palette(data.val[0].mask, len(data.classes), data.background).tolist()
+    columns = zip(data.classes, colors, data.pixels, data.shown, data.val_pixels, strict=True)
+    names = ("name", "color", "labelled_pixels", "labelled_pictures", "val_pixels")
+    about = {
+        "root": str(data.root),
+        "layout": data.layout,
+        "pictures": {
+            "labelled": len(data.labeled),
+            "unlabelled": len(data.unlabeled),
+            "tagged": len(data.tags),
+            "val": len(data.val),
+        },
+        "classes": [dict(zip(names, row, strict=True)) for row in columns],
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "environment": {"machine": env.machine(), "versions": env.versions()},
+    }
+    replace_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+    saved = to_dict(config)
+    saved["run"] |= {"resume": None, "overwrite": False}
+    replace_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
+
+
 def clear_folder(folder: Path) -> None:
     """Delete the files that a run writes to its folder, and nothing else."""
     for path in steps_in(folder / "checkpoints").values():
@@ -91,10 +122,15 @@ def clear_folder(folder: Path) -> None:
         "checkpoints/last.ckpt",
         "log/metrics.csv",
         "log/events.out.tfevents.*",
-        *SUMMARY_FILES,
+        "pictures/step_*.png",
+        "map.png",
+        "result.json",
+        "report.html",
     ):
         for path in folder.glob(pattern):
             path.unlink()
+    with suppress(OSError):  # it is not there, or holds what is not a run's own
+        (folder / "pictures").rmdir()
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class StepLosses(nn.Module):
             weak = exclude_untagged(weak, tags, self.network.background)
         views = []
         for images, pixels in zip(unlabeled["strong"].unbind(1), valid.unbind(1), strict=True):
-            if float(torch.rand(())) < method.cutmix:
+            if method.cutmix and float(torch.rand(())) < method.cutmix:
                 views.append(cut_mix(images, weak, pixels, self.network.stride))
             else:
                 views.append((images, weak, pixels))

@@ -8,18 +8,16 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import yaml
 from lightning_fabric import Fabric
 
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, parse_config
 from pseudoseg_fast.distributed import end_processes, from_first, make_fabric
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, held, holds_run, is_own, run_folder
+from pseudoseg_fast.run_folder import clear_folder, describe_run, held, holds_run, is_own, run_folder
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
-from pseudoseg_fast.whole_file import replace_text
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -39,14 +37,12 @@ def train(config: Config, fabric: Fabric) -> int:
 
 
 def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
-    """Make the folder that of this run: its log goes on or begins anew, its configuration is written."""
+    """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
     if go_on:
         trainer.csv_log.go_on(trainer.step)
     elif holds_run(folder):
         clear_folder(folder)
-    saved = to_dict(trainer.config)
-    saved["run"] |= {"resume": None, "overwrite": False}
-    replace_text(folder / "config.yaml", yaml.safe_dump(saved, sort_keys=False))
+    describe_run(folder, trainer.config, trainer.data, trainer.fabric)
 
 
 def train_in(folder: Path, trainer: Trainer) -> int:

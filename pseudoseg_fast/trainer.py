@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, to_dict
@@ -32,15 +30,16 @@ from pseudoseg_fast.distributed import (
     shares,
 )
 from pseudoseg_fast.evaluate import Scores, evaluate
+from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
-from pseudoseg_fast.memory import is_out_of_memory, largest_batch
-from pseudoseg_fast.meter import Meter
+from pseudoseg_fast.memory import is_out_of_memory, largest_batch, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
+from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stop import StopSignal
@@ -57,7 +56,7 @@ FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
     *("run.compile", "run.nonfinite"),
-    *("run.eval_every", "run.checkpoint_every", "run.keep", "run.log_every"),
+    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
 
 
@@ -75,10 +74,12 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path, fabric: Fabric | None = None) -> None:
         self.config = config
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.csv_log = CsvLog(folder / "log" / "metrics.csv")
         self.fabric = fabric or make_fabric(config.run)
-        self.fabric.loggers.extend([self.csv_log, TensorBoardLogger(folder, name="", version="log")])
+        self.tensorboard = TensorBoardLogger(folder, name="", version="log")
+        self.fabric.loggers.extend([self.csv_log, self.tensorboard])
         self.rank = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
         torch.manual_seed(config.run.seed)
         with self.fabric.rank_zero_first():
@@ -103,6 +104,7 @@ class Trainer:
             unlabeled_loader(config, self.data, self.network, 0)
         pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
         self.corrupt = CorruptCounter(total=len(pictures))
+        self.examples = Examples(config, self.data, self.network)
         self.watch = Watch()
         self.skipped = 0
         self.step = 0
@@ -156,7 +158,6 @@ class Trainer:
         """
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
-        meter = Meter()
         labeled = iter(labeled_loader(self.config, self.data, self.network, self.step, **self.rank))
         unlabeled: Iterator[dict[str, Any]] | None = None
         agreement = Agreement(self.fabric)
@@ -164,15 +165,7 @@ class Trainer:
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
             self.save(LAST)
-        with tqdm(
-            total=steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.fabric.is_global_zero,
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every line
-        ) as bar:
+        with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
             while self.step < steps:
                 agreement.ask(stop.received)
                 weight = self.config.method.consistency_weight(self.step)
@@ -182,23 +175,26 @@ class Trainer:
                     )
                 batches = self.next_batches(labeled, unlabeled if weight else None)
                 losses = self.step_that_fits(batches, weight)
-                meter.add(losses, *(batch for pair in batches for batch in pair))
+                progress.add(losses, *(batch for pair in batches for batch in pair))
                 self.step += 1
                 self.seconds = time.monotonic() - started
-                bar.update()
                 finished = self.step == steps
                 evaluating = finished or self.step % run.eval_every == 0
                 saving = finished or self.step % run.checkpoint_every == 0
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
                     self.watch.check()  # nothing of a step that is not sound is evaluated or saved
-                    values = self.mean_over_processes(meter.read())
+                    values = self.mean_over_processes(progress.read()) | {
+                        "lr": learning_rate(self.config.optim, self.step - 1),
+                        "seconds": self.seconds,
+                        "memory_MiB": peak_memory(self.fabric.device),
+                    }
                     self.fabric.log_dict(
-                        {**values, "lr": learning_rate(self.config.optim, self.step - 1)}, self.step
+                        {f"train/{name}": value for name, value in values.items()}, self.step
                     )
-                    bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+                    progress.show(values)
                 if finished or (evaluating and not stopping):
-                    with meter.paused():
+                    with progress.paused():
                         self.evaluate()
                     self.seconds = time.monotonic() - started
                     # Read once: what stops has been saved, whenever the signal comes.
@@ -217,7 +213,7 @@ class Trainer:
             return values
         means = reduce(self.fabric, torch.tensor(list(values.values()), dtype=torch.float64), "mean").tolist()
         return {
-            name: mean * world if name == "images/s" else mean
+            name: mean * world if name == "images_per_second" else mean
             for name, mean in zip(values, means, strict=True)
         }
 
@@ -340,7 +336,8 @@ class Trainer:
         }
 
     def evaluate(self) -> None:
-        """Score the evaluated network on the val list, log it, and keep it if it is the best so far."""
+        """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
+        began = time.monotonic()
         with self.fabric.autocast():
             self.scores = evaluate(
                 self.evaluated,
@@ -349,21 +346,27 @@ class Trainer:
                 align_corners=self.config.method.align_corners,
                 total=lambda counts: reduce(self.fabric, counts, "sum"),
             )
+        seconds = time.monotonic() - began
         if self.scored != self.step:  # else a finished run shows its results again
             named = {
-                f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
+                f"eval/{name}_IoU": iou
+                for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
             }
-            self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
+            self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         self.scored = self.step
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
             self.save(BEST)
         if self.fabric.is_global_zero:
-            tqdm.write(
+            say(
                 f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
                 + (", the best so far" if improved else "")
+                + f"; evaluated in {seconds:.1f} s"
             )
+            if self.examples.due(self.step):
+                with self.fabric.autocast():
+                    self.examples.publish(self.evaluated, self.folder, self.step, self.tensorboard)
 
     def save(self, name: str) -> None:
         """Write all that :meth:`restore` needs as the newest checkpoint, ``LAST``, or as the best, ``BEST``.

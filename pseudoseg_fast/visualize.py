@@ -81,6 +81,25 @@ def blend(image: Pixels, color: Pixels, opacity: float) -> Pixels:
     return np.round(image * (1 - opacity) + color * opacity).astype(np.uint8)
 
 
+def grey(values: NDArray[np.float32]) -> Pixels:
+    """Return uint8 [H, W, 3] from black to white for values [H, W] in 0..1."""
+    return np.repeat(np.round(255 * values).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def activation(image: Pixels, strength: NDArray[np.float32], labels: Pixels, colors: Pixels) -> Pixels:
+    """Lay classes over a picture, dimmed and without its colours, as opaque as they are strong.
+
+    Args:
+        image: uint8 [H, W, 3].
+        strength: [H, W] in 0..1.
+        labels: class ids, uint8 [H, W].
+        colors: uint8 [C, 3].
+    """
+    dimmed = np.repeat(image.mean(axis=2, keepdims=True) / 2, 3, axis=2)
+    opacity = strength[..., None]
+    return np.round(dimmed * (1 - opacity) + colorize(labels, colors) * opacity).astype(np.uint8)
+
+
 def font(size: int = TEXT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's own font, which needs no file."""
     return ImageFont.load_default(size)

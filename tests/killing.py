@@ -148,7 +148,7 @@ def left(run):
     kept = states[0]["step"] if states else 0
     with contextlib.suppress(FileNotFoundError):
         from_dict(yaml.safe_load((run / "config.yaml").read_text()))
-    steps = [int(row["step"]) for row in read_rows(run / "log" / "metrics.csv") if "mIoU" not in row]
+    steps = [int(row["step"]) for row in read_rows(run / "log" / "metrics.csv") if "eval/mIoU" not in row]
     reached = max(steps, default=0)
     assert steps == list(range(1, reached + 1))
     interval = CHANGES["run.checkpoint_every"]

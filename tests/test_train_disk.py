@@ -135,4 +135,4 @@ def test_tensorboard_has_all_steps_up_to_the_checkpoint_of_a_killed_run(root, tm
     assert killing.wait(killing.fork(lambda: train.main(options), tmp_path / "output.txt")) == -9
     events = EventAccumulator(str(folder / "log"))
     events.Reload()
-    assert [event.step for event in events.Scalars("L_s")][:2] == [1, 2]
+    assert [event.step for event in events.Scalars("train/L_s")][:2] == [1, 2]

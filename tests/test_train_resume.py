@@ -322,7 +322,13 @@ def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp
     during(monkeypatch, Trainer, "training_step", 1, interrupt)
     assert train.main([*options, "--run.overwrite=true"]) == 130
     assert tiny.checkpoint(folder)["step"] == 1
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "checkpoints", "config.yaml", "log"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "log",
+        "run.json",
+    ]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "last.ckpt",
         "notes.txt",

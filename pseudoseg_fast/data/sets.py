@@ -45,6 +45,8 @@ class Data:
         unlabeled: pictures to learn from without masks.
         tags: classes of tagged pictures, by the picture's name.
         pixels: labelled pixels of each class, [C], in the labelled pictures.
+        shown: labelled pictures that show each class, [C].
+        val_pixels: labelled pixels of each class, [C], in the val pictures.
     """
 
     root: Path
@@ -57,6 +59,8 @@ class Data:
     unlabeled: list[Sample]
     tags: dict[str, set[str]]
     pixels: list[int]
+    shown: list[int]
+    val_pixels: list[int]
 
 
 def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = True) -> Data:
@@ -74,6 +78,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
     layout, tree = find_tree(config, root)
     classes, labels = read_labels(config, root, tree)
     known, others, val = read_samples(config, root, tree, labeled=labeled, unlabeled=unlabeled)
+    pixels = check_masks([*known, *val], labels)
     data = Data(
         root=root,
         layout=layout,
@@ -84,7 +89,9 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         labeled=known,
         unlabeled=others,
         tags=read_tags(config.tags, classes, root) if unlabeled and config.tags else {},
-        pixels=check_masks([*known, *val], labels)[: len(known)].sum(0).tolist(),
+        pixels=pixels[: len(known)].sum(0).tolist(),
+        shown=(pixels[: len(known)] > 0).sum(0).tolist(),
+        val_pixels=pixels[len(known) :].sum(0).tolist(),
     )
     if data.tags and data.tags.keys().isdisjoint(sample.name for sample in data.unlabeled):
         raise DataError(
