@@ -174,11 +174,13 @@ class RunConfig:
     Args:
         dir: folder of the run; null makes one under runs/ named after the method and the time.
         seed: of weights, order of pictures and views.
-        resume: go on with the last checkpoint in dir (auto), or with the one at this path.
+        resume: go on with the newest whole checkpoint in dir, or begin where there is none (auto; so does the bare
+            option), or with the checkpoint, or that of the run folder, at this path.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
         draw_every: evaluations between two drawings of a few val pictures, and one at the last step; 0 draws none.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints; a crash loses the steps since the last one.
+        keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
         accelerator: cpu, cuda, or auto for the best there is.
         devices: processes to start on this machine, each on a GPU of its own; auto is one, or as many as torchrun or
@@ -192,11 +194,12 @@ class RunConfig:
 
     dir: str | None = None
     seed: int = 0
-    resume: str | None = None
+    resume: bool | str | None = None
     overwrite: bool = False
     eval_every: int = 1000
     draw_every: int = 1
     checkpoint_every: int = 500
+    keep: int = 2
     log_every: int = 10
     accelerator: str = "auto"
     devices: Literal["auto"] | int = "auto"
@@ -212,6 +215,10 @@ class RunConfig:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
         if self.draw_every < 0:
             raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
+        if self.keep < 1:
+            raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
+        if isinstance(self.resume, bool):
+            self.resume = "auto" if self.resume else None
 
 
 @dataclass
@@ -322,7 +329,7 @@ def make_parser(prog: str, description: str, *, exit_on_error: bool = True) -> P
 def parse_config(arguments: list[str], prog: str, description: str) -> Config:
     """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input.
 
-    Options count for more than ``--config``, wherever they stand.
+    Options count for more than ``--config``, wherever they stand. ``--run.resume`` without a value means auto.
     """
     parser = make_parser(prog, description)
     configs: list[str] = []
@@ -337,6 +344,9 @@ def parse_config(arguments: list[str], prog: str, description: str) -> Config:
                 configs.append(f"--config={config_path(name)}")
             else:
                 others.append(argument)  # without a value: the parser says so
+        for index, (argument, following) in enumerate(zip(others, [*others, "--"][1:], strict=True)):
+            if argument == "--run.resume" and following.startswith("--"):
+                others[index] = "--run.resume=auto"
         return _build(parser, parser.parse_args([*configs, *others]))
     except ValueError as error:
         parser.error(str(error))

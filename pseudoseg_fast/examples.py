@@ -28,6 +28,7 @@ from pseudoseg_fast.progress import say
 from pseudoseg_fast.sgc import foreground_classes
 from pseudoseg_fast.step import single
 from pseudoseg_fast.visualize import Pixels
+from pseudoseg_fast.whole_file import replacing
 
 EXAMPLES = 4
 BATCH = 8
@@ -81,8 +82,8 @@ class Examples:
         began = time.monotonic()
         picture = self.draw(network)
         path = folder / "pictures" / f"step_{step:06}.png"
-        path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+        with replacing(path) as partial:
+            picture.save(partial, "png")
         log.experiment.add_image("eval/pictures", np.asarray(picture), step, dataformats="HWC")
         say(f"step {step}/{self.steps}: {path} drawn in {time.monotonic() - began:.1f} s")
 

@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import yaml
 
 from pseudoseg_fast import chart
+from pseudoseg_fast.whole_file import replace_text
 
 REPORT = "report.html"
 Row = dict[str, float]
@@ -162,9 +162,7 @@ def write_report(folder: Path) -> Path:
         ValueError, OSError: see :func:`read_run`; or the file cannot be written, and the former one is intact.
     """
     path = folder / REPORT
-    partial = path.with_name(f".{REPORT}.partial")
-    partial.write_text(render(read_run(folder)), encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, render(read_run(folder)))
     return path
 
 

@@ -17,6 +17,7 @@ from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.report import write_report
 from pseudoseg_fast.visualize import Pixels
+from pseudoseg_fast.whole_file import replace_text, replacing
 
 if TYPE_CHECKING:
     from pseudoseg_fast.trainer import Trainer
@@ -33,12 +34,13 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
         "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
         "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    replace_text(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(describe(scores, best, trainer.seconds))
     written = {}
     if trainer.config.data.root == DEMO:
         written["map"] = folder / "map.png"
-        demo_map(trainer).save(written["map"])
+        with replacing(written["map"]) as partial:
+            demo_map(trainer).save(partial, "png")
     written |= {"report": write_report(folder), "checkpoints": trainer.checkpoints, "run": folder}
     for name, path in written.items():
         print(f"{name + ':':<13} {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -13,7 +14,7 @@ from pseudoseg_fast.config import Config, parse_config
 from pseudoseg_fast.distributed import end_processes, from_first, make_fabric
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, describe_run, run_folder
+from pseudoseg_fast.run_folder import clear_folder, describe_run, held, holds_run, is_own, run_folder
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
@@ -23,24 +24,41 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 def train(config: Config, fabric: Fabric) -> int:
     """Run ``config`` from its lists to its summary; return the process's exit status."""
-    folder, resume = from_first(fabric, lambda: run_folder(config))
+    folder, checkpoints = from_first(fabric, lambda: run_folder(config))
     trainer = Trainer(config, folder, fabric)
-    if resume:
-        trainer.restore(resume)
-    if fabric.is_global_zero:
-        prepare_folder(trainer, folder, resume)
-        print(trainer.describe())
+    if checkpoints:
+        trainer.restore(checkpoints)
+    with ExitStack() as stack:
+        from_first(fabric, lambda: stack.enter_context(held(folder)))
+        if fabric.is_global_zero:
+            prepare_folder(trainer, folder, go_on=bool(checkpoints) and is_own(folder, checkpoints[0]))
+            print(trainer.describe())
+        return train_in(folder, trainer)
+
+
+def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
+    """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
+    if go_on:
+        trainer.csv_log.go_on(trainer.step)
+    elif holds_run(folder):
+        clear_folder(folder)
+    describe_run(folder, trainer.config, trainer.data, trainer.fabric)
+
+
+def train_in(folder: Path, trainer: Trainer) -> int:
+    """Train to the last step and its summary, or to where a signal stops it; return the process's exit status."""
+    fabric, run, steps = trainer.fabric, trainer.config.run, trainer.config.optim.steps
     if fabric.device.type == "cpu":
         keep_freed_memory()
     with StopSignal() as stop:
         try:
             trainer.fit(stop)
         except NotFinite as error:
-            raise NotFinite(f"{error}\n{advice(folder, trainer.config.run.precision)}") from error
-    if trainer.step < config.optim.steps:
+            raise NotFinite(f"{error}\n{advice(folder, run.precision)}") from error
+    if trainer.step < steps:
         if fabric.is_global_zero:
             print(
-                f"stopped after step {trainer.step} of {config.optim.steps}, all of it saved; to go on:\n"
+                f"stopped after step {trainer.step} of {steps}, all of it saved; to go on:\n"
                 "  python -m pseudoseg_fast.train "
                 f"--config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
             )
@@ -49,17 +67,6 @@ def train(config: Config, fabric: Fabric) -> int:
         with fabric.autocast():
             write_summary(trainer, folder)
     return 0
-
-
-def prepare_folder(trainer: Trainer, folder: Path, resume: Path | None) -> None:
-    """Make the folder that of this run: its log goes on or begins anew, its configuration is written."""
-    if resume and resume.resolve().parent == trainer.checkpoints.resolve():
-        trainer.continue_log()
-    else:
-        trainer.best = None  # best.ckpt of another folder is not copied, so the best is chosen anew
-        if trainer.config.run.overwrite:
-            clear_folder(folder)
-    describe_run(folder, trainer.config, trainer.data, trainer.fabric)
 
 
 def advice(folder: Path, precision: str) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import Config, to_dict
+from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import CorruptCounter
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
@@ -33,6 +32,7 @@ from pseudoseg_fast.distributed import (
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
+from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import is_out_of_memory, largest_batch, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
@@ -40,6 +40,7 @@ from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.progress import Progress, say
+from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stop import StopSignal
 
@@ -55,7 +56,7 @@ FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
     *("run.compile", "run.nonfinite"),
-    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.log_every"),
+    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
 
 
@@ -75,7 +76,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
-        self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
+        self.csv_log = CsvLog(folder / "log" / "metrics.csv")
         self.fabric = fabric or make_fabric(config.run)
         self.tensorboard = TensorBoardLogger(folder, name="", version="log")
         self.fabric.loggers.extend([self.csv_log, self.tensorboard])
@@ -162,7 +163,7 @@ class Trainer:
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
-            self.save("last.ckpt")
+            self.save(LAST)
         with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
             while self.step < steps:
                 agreement.ask(stop.received)
@@ -198,7 +199,7 @@ class Trainer:
                     # Read once: what stops has been saved, whenever the signal comes.
                     stopping = agreement.now(stop.received)
                 if saving or stopping:
-                    self.save("last.ckpt")
+                    self.save(LAST)
                 if stopping:
                     break
         for log in self.fabric.loggers:
@@ -345,15 +346,17 @@ class Trainer:
                 total=lambda counts: reduce(self.fabric, counts, "sum"),
             )
         seconds = time.monotonic() - began
+        if self.scored != self.step:  # else a finished run shows its results again
+            named = {
+                f"eval/{name}_IoU": iou
+                for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
+            }
+            self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         self.scored = self.step
-        named = {
-            f"eval/{name}_IoU": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
-        }
-        self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
-            self.save("best.ckpt")
+            self.save(BEST)
         if self.fabric.is_global_zero:
             say(
                 f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
@@ -365,35 +368,41 @@ class Trainer:
                     self.examples.publish(self.evaluated, self.folder, self.step, self.tensorboard)
 
     def save(self, name: str) -> None:
-        """Write all that :meth:`restore` needs; the first process alone does."""
+        """Write all that :meth:`restore` needs as the newest checkpoint, ``LAST``, or as the best, ``BEST``.
+
+        The first process alone does.
+        """
         generators = gather(self.fabric, generator_states())
         if not self.fabric.is_global_zero:
             return
-        checkpoint.save(
-            self.checkpoints / name,
-            {
-                "config": to_dict(self.config),
-                "classes": self.data.classes,
-                "background": self.data.background,
-                "step": self.step,
-                "scored": self.scored,
-                "seconds": self.seconds,
-                "best": self.best,
-                "model": self.network.state_dict(),
-                "teacher": self.teacher.model.state_dict() if self.teacher else None,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "generators": generators,
-            },
-        )
+        state = {
+            "config": to_dict(self.config),
+            "classes": self.data.classes,
+            "background": self.data.background,
+            "step": self.step,
+            "scored": self.scored,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.network.state_dict(),
+            "teacher": self.teacher.model.state_dict() if self.teacher else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "generators": generators,
+        }
+        for log in self.fabric.loggers:  # a run that goes on from here has them up to here
+            log.save()
+        if name == LAST:
+            save_last(self.checkpoints, state, self.config.run.keep)
+        else:
+            checkpoint.save(self.checkpoints / name, state)
 
-    def restore(self, path: Path) -> None:
-        """Go on where the run that wrote ``path`` was.
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Go on where the run that wrote the first whole one of ``paths`` was.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of a run with another network, method or schedule.
+            ValueError: no checkpoint is whole, or it is of a run with another network, method or schedule.
         """
-        state = checkpoint.load(path)
+        path, state = load_first_whole(paths)
         ours = to_dict(self.config)
         differences = [
             f"{group}.{name}: {value} there, {ours[group].get(name)} here"
@@ -413,7 +422,8 @@ class Trainer:
             self.teacher.model.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
-        self.best = state["best"]
+        # The best of another folder is not copied, so here it is chosen anew.
+        self.best = self.kept_best() if is_own(self.checkpoints.parent, path) else None
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         generators = state["generators"]
         if len(generators) == self.fabric.world_size:
@@ -426,18 +436,15 @@ class Trainer:
                 self.fabric.world_size,
             )
 
-    def continue_log(self) -> None:
-        """Take over what the log in the folder holds up to this step; the logger alone would delete it."""
-        path = Path(self.csv_log.log_dir, "metrics.csv")
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Experiment logs directory .* is not empty")
-            for row in rows:
-                step = int(row.pop("step"))
-                self.csv_log.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+    def kept_best(self) -> dict[str, Any] | None:
+        """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from."""
+        try:
+            return checkpoint.load(self.checkpoints / BEST)["best"]
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logger.warning("%s; the best is chosen anew", error)
+            return None
 
 
 def count(pair: Batches) -> tuple[int, int]:
