@@ -101,7 +101,7 @@ def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, ca
         assert percent(r"mIoU +([\d.]+)", repeated) == printed_score
 
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("checkpoints", "config.yaml", "log", "pictures", "report.html", "result.json", "run.json")
+        *(".lock", "checkpoints", "config.yaml", "log", "pictures", "report.html", "result.json", "run.json")
     ]
     assert sorted(path.name for path in (folder / "pictures").iterdir()) == [
         *("step_000002.png", "step_000003.png")
