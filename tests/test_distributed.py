@@ -181,7 +181,7 @@ def torchrun(root):
     started = []
 
     def start(folder, changes, *options):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         changes = {
             "run.log_every": 1,
             "run.eval_every": 4,
@@ -191,7 +191,7 @@ def torchrun(root):
         arguments = ["-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)]
         started.append(
             subprocess.Popen(
-                [*command, f"--master-port={free_port()}", *options, *arguments],
+                [*command, *options, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
