@@ -32,7 +32,7 @@ import yaml
 
 from bench import curves
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
-from pseudoseg_fast.trainer import FREE_ON_RESUME
+from pseudoseg_fast.run_state import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
 SUPERVISED = {"name", "align_corners", "ema", "class_weight", "weight_dice"}
