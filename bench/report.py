@@ -84,30 +84,20 @@ def floors() -> list[list[str]]:
 def steps() -> list[list[str]]:
     """Return what training steps are made of, in every loop."""
     rows = [
-        [
-            "step",
-            "loop",
-            "ms",
-            "network ms",
-            "outside it",
-            "losses ms",
-            "images/s",
-            "times research",
-            "peak MiB",
-        ]
+        ["step", "loop", "ms", "losses ms", "update ms", "both", "images/s", "times research", "peak MiB"]
     ]
     for row in results("train_step_cpu")["steps"]:
-        losses = row["losses ms"]
+        times = row["times research"]
         rows.append(
             [
                 row["run"],
                 row["loop"],
                 f"{row['step ms']:.0f}",
-                f"{row['network ms']:.0f}",
+                f"{row['losses ms']:.1f}",
+                f"{row['update ms']:.1f}",
                 f"{row['outside %']:.1f} %",
-                "-" if losses is None else f"{losses:.1f}",
                 f"{row['images/s']:.1f}",
-                "-" if row["times research"] is None else f"{row['times research']:.2f}",
+                "-" if times is None else f"{times:.2f}",
                 f"{row['peak MiB']:.0f}",
             ]
         )
