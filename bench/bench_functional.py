@@ -5,10 +5,8 @@ python -m pytest bench/bench_functional.py --threads 2 --benchmark-json bench/re
 With --device cuda one timing is of INPUT_SETS calls on different tensors, so that none is found in the cache.
 """
 
-import ctypes
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.memory import extra_bytes
 from pseudoseg_fast import functional
 
 Run = Callable[..., Tensor]
@@ -115,27 +114,6 @@ def steps(run: Run, sets: list[Arguments]) -> None:
         step(run, given)
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def extra_bytes(run: Callable[[], tuple[Tensor, ...]], device: str) -> int:
-    """Return the growth of memory at its peak, without what the function returns: resident on the CPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        results = run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before - sum(tensor.nbytes for tensor in results)
-    ctypes.CDLL(None).malloc_trim(0)  # so that memory kept from earlier calls is not used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _resident("VmRSS")
-    results = run()
-    return _resident("VmHWM") - before - sum(tensor.nbytes for tensor in results)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 @pytest.fixture(autouse=True)

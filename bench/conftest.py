@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             lines.append({"size": row["size"], "function": row["function"], **cells})
         write_table(terminalreporter, lines)
     if rows := step_shares(done):
-        terminalreporter.section("median ms of a step and of its loss path")
+        terminalreporter.section("training steps: median ms, share outside the network, peak of memory")
         write_table(terminalreporter, rows)
     if rows := inference(done):
         terminalreporter.section("median ms from pictures to labels; ratios of ONNX Runtime to eager")
@@ -92,19 +92,26 @@ def write_table(terminalreporter: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def step_shares(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row for each kind of training step and backend: milliseconds, pictures/s, share of the loss path."""
+    """Return one row for each kind of training step and loop: milliseconds, shares, pictures/s, memory."""
     rows = []
+    research: dict[str, float] = {}
     for benchmark in benchmarks:
         info, median = benchmark["extra_info"], benchmark["stats"]["median"]
-        if "loss_path_seconds" in info:
+        if "network_seconds" in info:
+            if info["loop"] == "research":
+                research[info["run"]] = median
+            losses = info["loss_path_seconds"]
             rows.append(
                 {
                     "run": info["run"],
-                    "backend": info["backend"],
+                    "loop": info["loop"],
                     "step ms": 1e3 * median,
-                    "losses ms": 1e3 * info["loss_path_seconds"],
-                    "share %": 100 * info["loss_path_seconds"] / median,
+                    "network ms": 1e3 * info["network_seconds"],
+                    "outside %": 100 * (1 - info["network_seconds"] / median),
+                    "losses ms": None if losses is None else 1e3 * losses,
                     "images/s": info["images"] / median,
+                    "times research": research[info["run"]] / median if info["run"] in research else None,
+                    "peak MiB": info["peak_bytes"] / 2**20,
                 }
             )
     return rows

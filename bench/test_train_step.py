@@ -1,14 +1,17 @@
-"""How much of a training step is the loss path? Times both with PyTorch's own operations and with the kernels.
+"""What is a training step made of, and how does it compare with the loop that research repositories write?
 
 CAMVID=FOLDER CCP=FOLDER python -m pytest bench/test_train_step.py --threads 2
 
-The loss path is everything from the network's outputs to their gradients: losses, fusion of the pseudo label, resizing.
-It is timed alone, on the outputs of a real batch; the step is a whole one, without reading pictures. Sets that are not
-part of the project are found through the environment and skipped without; --benchmark-json FILE keeps the figures.
+Times whole steps, without reading pictures; the network alone, its passes forward and backward with gradients that
+cost nothing; and the loss path, everything from the network's outputs to their gradients. What a step takes beyond the
+network is losses, optimiser and moving average. The same is done with ``bench.research_loop``, with PyTorch's own
+operations instead of the kernels, and with ``run.compile``. Sets that are not part of the project are found through the
+environment and skipped without; --benchmark-json FILE keeps the figures.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+from bench.memory import extra_bytes
+from bench.protocols import write_voc
+from bench.research_loop import research_step
 from pseudoseg_fast import backends
 from pseudoseg_fast.backends import eager
 from pseudoseg_fast.config import Config, parse_config
@@ -31,31 +37,53 @@ LITE0 = (
     "--config small --model.encoder_name tf_efficientnet_lite0 --model.encoder_weights null "
     "--data.classes classes.txt --data.val splits/val.txt --data.workers 0 --optim.batch_size 4 "
 )
+CAMVID = LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt"
+VOC = "--config voc12 --model.encoder_weights null --data.workers 0 --data.root"
 RUNS = {
     "demo": "--config demo",
-    "camvid": LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt",
-    "camvid_full_label": LITE0
-    + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt --method.label_size crop",
+    "camvid": CAMVID,
+    "camvid_full_label": CAMVID + " --method.label_size crop",
     "ccp": LITE0 + "--data.labeled splits/50/labeled.txt --data.unlabeled splits/50/unlabeled.txt",
+    "voc_321_cpu": f"{VOC} --data.crop_size 321 --optim.batch_size 2",
+    "voc_321_gpu": f"{VOC} --data.crop_size 321 --optim.batch_size 8",
+    "voc_513_gpu": f"{VOC} --data.crop_size 513 --optim.batch_size 8",
 }
-BACKENDS = ("eager", "auto")
+MADE_UP = "voc"
+"""Runs whose pictures are made up, of VOC's size."""
+LOOPS = {
+    "research": "",
+    "eager": "",
+    "auto": "",
+    "compile": "--run.compile true",
+    "research_amp": "",
+    "auto_amp": "--run.precision bf16-mixed",
+    "joint_amp": "--run.precision bf16-mixed --method.joint true",
+    "compile_amp": "--run.precision bf16-mixed --run.compile true",
+}
 
 
-def configuration(run: str, device: str) -> Config:
-    """Return the configuration of a run, or skip the test if its pictures are not there."""
-    options = f"{RUNS[run]} --run.accelerator {device}"
-    name = run.split("_")[0].upper()
-    if name != "DEMO":
-        if name not in os.environ:
-            pytest.skip(f"needs {name}, the folder of that set")
-        options += f" --data.root {os.environ[name]}"
+def configuration(run: str, loop: str, device: str, folder: Path) -> Config:
+    """Return the configuration of a run, or skip the test if its pictures are not there or it is of another device."""
+    options = f"{RUNS[run]} {LOOPS[loop]} --run.accelerator {device}"
+    if run.endswith("_gpu") != (device == "cuda") and run.startswith(MADE_UP):
+        pytest.skip(f"not for {device}")
+    if loop.endswith("_amp") and device == "cpu":
+        pytest.skip("half precision is for GPUs")
+    name = run.split("_")[0]
+    if name == MADE_UP:
+        root, lists = write_voc(folder / "voc", pictures=16)
+        options += f" {root} {lists}"
+    elif name != "demo":
+        if name.upper() not in os.environ:
+            pytest.skip(f"needs {name.upper()}, the folder of that set")
+        options += f" --data.root {os.environ[name.upper()]}"
     return parse_config(options.split(), "bench", "")
 
 
-@pytest.fixture
-def only_eager(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what leaves eager as the one backend."""
-    return lambda: monkeypatch.setattr(backends, "BACKENDS", {"eager": eager})
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
 
 
 def leaf(tensor: Tensor | None) -> Tensor | None:
@@ -63,51 +91,98 @@ def leaf(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def median_seconds(call: Callable[[], object]) -> float:
+    """Return the median time of a call after one to warm up."""
+    call()
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=2).median)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("run", RUNS)
 def test_step(
-    benchmark: Any, tmp_path: Path, device: str, only_eager: Callable[[], None], run: str, backend: str
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, run: str, loop: str
 ) -> None:
-    """Time the loss path, then steps of a run."""
+    """Time the network, the loss path and whole steps of a run, and measure the peak of memory of a step."""
+    config = configuration(run, loop, device, tmp_path)
     keep_freed_memory()  # as training does
-    if backend == "eager":
-        only_eager()
-    config = configuration(run, device)
-    trainer = Trainer(config, tmp_path)
-    method = config.method
-    labeled = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
-    unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
-    masks, valid = (tensor.to(trainer.fabric.device) for tensor in (labeled["mask"], unlabeled["valid"]))
-    tags = unlabeled["tags"].to(masks.device) if method.image_labels else None
-    image_labels = image_labels_from_mask(masks, len(trainer.data.classes), trainer.data.background)
-    model = trainer.network.train()
-    ours = Outputs(*map(leaf, model(labeled["image"].to(masks.device), sgc=True, image_labels=image_labels)))
-    strong = Outputs(*map(leaf, model(unlabeled["strong"].to(masks.device))))
-    with torch.no_grad():
-        weak = model(unlabeled["weak"].to(masks.device), sgc=True, image_labels=tags, valid=valid)
-
-    def loss_path() -> None:
-        losses = labeled_losses(method, ours, masks, image_labels, tagged=tags is not None)
-        losses |= unlabeled_losses(method, 1.0, strong, weak, valid, tags)
-        inputs = [maps for maps in (*ours, *strong) if maps is not None and maps.requires_grad]
-        torch.autograd.grad(sum(losses.values(), torch.zeros(())), inputs, allow_unused=True)
-        synchronize()
+    if loop == "eager":
+        monkeypatch.setattr(backends, "BACKENDS", {"eager": eager})
+    trainer = Trainer(config, tmp_path / "run")
+    fresh = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
+    labeled = trainer.to_device(fresh)
+    unlabeled = trainer.to_device(next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0))))
+    # As batches come from the loader, for the trainer; on the device already, as the research loop has them.
+    pair = ({**labeled, "name": fresh["name"]}, {**unlabeled, "name": fresh["name"]})
+    if loop.startswith("research"):
+        amp = torch.bfloat16 if loop.endswith("_amp") else None
+        whole = partial(research_step, trainer, labeled, unlabeled, amp)
+    else:
+        whole = partial(trainer.training_step, [pair], 1.0)
 
     def step() -> None:
-        trainer.training_step(labeled, unlabeled, 1.0)
+        whole()
         synchronize()
 
-    loss_path()
-    timer = Timer("loss_path()", globals={"loss_path": loss_path}, num_threads=torch.get_num_threads())
+    step()
+    extra = extra_bytes(lambda: (step(), ())[1], device)
+    network = median_seconds(partial(passes, trainer, labeled, unlabeled))
+    losses = None if loop.startswith("research") else median_seconds(loss_path(trainer, labeled, unlabeled))
     benchmark.group = run
     benchmark.extra_info.update(
         run=run,
-        backend=backend,
-        images=len(labeled["name"]) + len(unlabeled["name"]),
+        loop=loop,
+        images=len(labeled["image"]) + len(unlabeled["weak"]),
         crop=config.data.crop_size,
-        loss_path_seconds=timer.blocked_autorange(min_run_time=2).median,
+        network_seconds=network,
+        loss_path_seconds=losses,
+        peak_bytes=extra,
     )
-    benchmark.pedantic(step, rounds=8, warmup_rounds=2)
+    benchmark.pedantic(step, rounds=8, warmup_rounds=1)
+
+
+def passes(trainer: Trainer, labeled: dict[str, Tensor], unlabeled: dict[str, Tensor]) -> None:
+    """Do what a step has the network do, and nothing else: three passes, two of them backward."""
+    network, losses = trainer.network.train(), trainer.losses.module
+    with trainer.fabric.autocast():
+        with torch.no_grad():
+            labeler = trainer.teacher.model if trainer.teacher else network
+            labeler(unlabeled["weak"], sgc=True, valid=unlabeled["valid"][:, 0])
+        strong = [unlabeled["strong"][:, 0]]
+        present = image_labels_from_mask(labeled["mask"], network.classes, network.background)
+        if losses.joint:
+            ours, theirs = losses._joint_pass(labeled, present, strong)
+        else:
+            ours, theirs = losses._labeled_pass(labeled, present), [network(strong[0])]
+    outputs = [ours.decoder_logits, ours.class_logits, ours.sgc_logits, theirs[0].decoder_logits]
+    learns = [maps for maps in outputs if maps is not None and maps.requires_grad]
+    torch.autograd.backward(learns, [torch.zeros_like(maps) for maps in learns])
+    trainer.optimizer.zero_grad(set_to_none=True)
+    synchronize()
+
+
+def loss_path(
+    trainer: Trainer, labeled: dict[str, Tensor], unlabeled: dict[str, Tensor]
+) -> Callable[[], None]:
+    """Return what computes the losses of a step and their gradients, from outputs of the network."""
+    method, network = trainer.config.method, trainer.network.train()
+    masks, valid = labeled["mask"], unlabeled["valid"][:, 0]
+    tags = unlabeled["tags"] if method.image_labels else None
+    present = image_labels_from_mask(masks, network.classes, network.background)
+    ours = Outputs(*map(leaf, network(labeled["image"], sgc=True, image_labels=present)))
+    strong = Outputs(*map(leaf, network(unlabeled["strong"][:, 0])))
+    with torch.no_grad():
+        weak = network(unlabeled["weak"], sgc=True, image_labels=tags, valid=valid)
+
+    def compute() -> None:
+        losses = labeled_losses(method, ours, masks, present, tagged=tags is not None)
+        losses |= unlabeled_losses(method, 1.0, strong, weak, valid, tags)
+        inputs = [maps for maps in (*ours, *strong) if maps is not None and maps.requires_grad]
+        total = sum(losses.values(), torch.zeros((), device=masks.device))
+        torch.autograd.grad(total, inputs, allow_unused=True)
+        synchronize()
+
+    return compute
 
 
 def synchronize() -> None:

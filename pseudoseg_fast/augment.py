@@ -21,6 +21,7 @@ from pseudoseg_fast.data.read import IGNORE_INDEX
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 COLOR_JITTER = (0.5, 0.5, 0.5, 0.25)
 CUTOUT = 100 / 513
+_HUE = 3  # the number of the hue among torchvision's changes
 
 
 class RandomScale(v2.Transform):
@@ -44,6 +45,39 @@ class RandomScale(v2.Transform):
             exact = v2.InterpolationMode.NEAREST_EXACT
             return tv_tensors.wrap(tvf.resize(inpt.as_subclass(Tensor), params["size"], exact), like=inpt)
         return tvf.resize(inpt, params["size"], antialias=True)
+
+
+class ColorJitter(v2.ColorJitter):
+    """torchvision's jitter, but for the hue, which took more time than all else that is done to a picture."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply the drawn changes to one picture, in the drawn order."""
+        order, turns = params["fn_idx"].tolist(), params["hue_factor"]
+        before, after = order[: order.index(_HUE)], order[order.index(_HUE) + 1 :]
+        inpt = super().transform(inpt, {**params, "fn_idx": before})
+        if turns is not None and inpt.shape[0] == 3:
+            inpt = turn_hue(inpt, turns)
+        return super().transform(inpt, {**params, "fn_idx": after})
+
+
+def turn_hue(image: Tensor, turns: float) -> Tensor:
+    """Turn the hue of a picture uint8 [3, H, W] by a share of the full circle, as HSV has it, rounded to the nearest.
+
+    With h in [0, 6), value v, chroma c and m = v - c, red is m + c clamp(|h - 3| - 1, 0, 1), and green and blue are
+    m + c clamp(2 - |h - 2|, 0, 1) and m + c clamp(2 - |h - 4|, 0, 1).
+    """
+    pixels = image.float()
+    red, green, blue = pixels
+    value, low = pixels.amax(0), pixels.amin(0)
+    chroma = value - low
+    # h c of the sector whose channel is the largest
+    by_green = (blue - red).add_(chroma, alpha=2)
+    by_blue = (red - green).add_(chroma, alpha=4)
+    hue = torch.where(value == red, green - blue, torch.where(value == green, by_green, by_blue))
+    hue.div_(chroma.clamp(min=1)).add_(6 * turns)
+    hue.sub_(torch.floor(hue / 6), alpha=6)
+    shares = torch.stack([(hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()])
+    return torch.addcmul(low, chroma, shares.clamp_(0, 1)).round_().to(torch.uint8)
 
 
 class ChannelJitter(v2.Transform):
@@ -119,28 +153,33 @@ class WeakView:
         masks = inside[None] if mask is None else torch.stack([inside, mask])
         view, masks = self.geometry(tv_tensors.Image(image), tv_tensors.Mask(masks))
         masks = masks.as_subclass(Tensor)
-        views = {"image": view.as_subclass(Tensor), "valid": masks[0] == 0}
+        views = {"image": view.as_subclass(Tensor).contiguous(), "valid": masks[0] == 0}
         if mask is not None:
             views["mask"] = masks[1]
         return views
 
 
 class WeakStrongViews:
-    """Draw a weak view and its strong twin: same geometry, jittered colours, one square cut out.
+    """Draw a weak view and V strong ones: same geometry, jittered colours, one square cut out.
 
     Called with an image uint8 [C, H, W]; a mask is ignored, so that a hidden label cannot leak into training. Returns
-    ``weak`` and ``strong`` uint8 [C, S, S] and ``valid`` bool [S, S], False on padding and on the square: what the
-    consistency loss and the attention may use.
+    ``weak`` uint8 [C, S, S], ``strong`` uint8 [V, C, S, S] and ``valid`` bool [V, S, S], False on padding and on the
+    square: what the consistency loss and the attention may use.
 
     Args:
         weak: draws the shared geometry.
         color_jitter: strengths of brightness, contrast, saturation and hue, always applied, in random order;
             pictures that are neither grey nor colour know the first two alone.
         cutout: side of the square as a fraction of the crop; 0 cuts nothing.
+        views: V, strong views of a weak one.
     """
 
     def __init__(
-        self, weak: WeakView, color_jitter: Sequence[float] = COLOR_JITTER, cutout: float = CUTOUT
+        self,
+        weak: WeakView,
+        color_jitter: Sequence[float] = COLOR_JITTER,
+        cutout: float = CUTOUT,
+        views: int = 1,
     ) -> None:
         if not 0 <= cutout <= 1:
             raise ValueError(f"cutout is a fraction of the crop's side in [0, 1], got {cutout}")
@@ -149,20 +188,25 @@ class WeakStrongViews:
                 f"color_jitter takes brightness, contrast, saturation and hue, got {list(color_jitter)}"
             )
         self.weak = weak
-        self.jitter = v2.ColorJitter(*color_jitter)
+        self.jitter = ColorJitter(*color_jitter)
         self.channel_jitter = ChannelJitter(*color_jitter[:2])
         self.cutout = cutout
+        self.views = views
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``weak``, ``strong`` and ``valid`` of one random geometry."""
         view = self.weak(image)
-        valid = view["valid"]
+        strong, valid = zip(*(self._strong(view) for _ in range(self.views)), strict=True)
+        return {"weak": view["image"], "strong": torch.stack(strong), "valid": torch.stack(valid)}
+
+    def _strong(self, view: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a strong view of a weak one, and its valid pixels."""
+        image, valid = view["image"], view["valid"].clone()
         crop = valid[: self.weak.crop_size, : self.weak.crop_size]
         crop &= ~random_square(crop.shape, self.cutout)
-        mean_pixel = self.weak.mean_pixel[:, None, None]
         jitter = self.jitter if image.shape[0] in (1, 3) else self.channel_jitter
-        strong = torch.where(valid, jitter(view["image"]), mean_pixel)
-        return {"weak": view["image"], "strong": strong, "valid": valid}
+        planes = zip(jitter(image), self.weak.mean_pixel.tolist(), strict=True)
+        return torch.stack([plane.masked_fill(~valid, value) for plane, value in planes]), valid
 
 
 def random_square(size: Sequence[int], fraction: float) -> Tensor:

@@ -1,15 +1,29 @@
-"""Checkpoints: one file with all that a run needs to go on, written whole or not at all."""
+"""Checkpoints: one file with all that a run needs to go on, written whole or not at all, and checked when read.
+
+A checkpoint is the zip archive that ``torch.save`` writes, with the archive's SHA-256 as its comment. So torch and zip
+tools read it as any other, and no copy or crash parts the two. Zip's own checksums would not do: they leave out
+headers, and torch does not look at them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-FORMAT = "pseudoseg_fast checkpoint 1"
+from pseudoseg_fast.whole_file import replacing
+
+FORMAT = "pseudoseg_fast checkpoint 2"
+
+# An archive ends with the length of its comment, 0 from torch, and the comment.
+NO_COMMENT = b"\0\0"
+COMMENT = b"sha256="
+COMMENT_LENGTH = (len(COMMENT) + 64).to_bytes(2, "little")
+TAIL = len(COMMENT_LENGTH) + len(COMMENT) + 64
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -20,21 +34,18 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; the former file is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for all saves: what a killed process leaves, the next one overwrites.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        # When a write fails torch's zip writer complains of its own state and keeps what the disk said as context.
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
+    with replacing(path) as partial:
+        try:
+            with partial.open("wb") as file:
+                summed = _Summed(file)
+                torch.save({"format": FORMAT, **state}, summed)  # type: ignore[arg-type]
+                file.seek(-len(NO_COMMENT), os.SEEK_END)
+                file.write(_tail(summed.digest))
+        except RuntimeError as error:
+            # When a write fails torch's zip writer complains of its own state and keeps what the disk said as context.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -49,16 +60,53 @@ def load(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"expected a checkpoint such as RUN/checkpoints/best.ckpt, found no file {path}"
         )
+    damaged = f"{path} cannot be read as a checkpoint, it is damaged or of another kind:"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            found, expected = _tails(file)
+            if found != expected and found.startswith(COMMENT_LENGTH + COMMENT):
+                raise ValueError("its bytes are not those that its checksum was made of")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its zip and pickle readers raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint, it is damaged or of another kind: {reason}"
-        ) from error
+        raise ValueError(f"{damaged} {(str(error) or type(error).__name__).splitlines()[0]}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        name = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(
-            f"{path} is no checkpoint of this program: expected format {FORMAT!r}, found {found!r}"
+            f"{path} is no checkpoint of this program: expected format {FORMAT!r}, found {name!r}"
+        )
+    if found != expected:
+        raise ValueError(
+            f"{damaged} there is no checksum at its end, so it was cut short or written by other means"
         )
     return state
+
+
+class _Summed:
+    """A file for ``torch.save``, which writes from the first byte to the last, and the digest of what it is given."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.flush = file.flush
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Write all of ``data``."""
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def _tail(digest: Any) -> bytes:
+    """Return what stands in place of ``NO_COMMENT`` at the end of an archive with this digest."""
+    return COMMENT_LENGTH + COMMENT + digest.hexdigest().encode()
+
+
+def _tails(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return the end of the file, and what it would be if the rest is what was written."""
+    size = max(0, file.seek(0, os.SEEK_END) - TAIL)
+    file.seek(0)
+    digest = hashlib.sha256()
+    while chunk := file.read(min(1 << 20, size - file.tell())):
+        digest.update(chunk)
+    digest.update(NO_COMMENT)
+    return file.read(), _tail(digest)

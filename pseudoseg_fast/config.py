@@ -33,11 +33,14 @@ class DataConfig:
             coco, ade20k or mmseg; auto takes the obvious one. What a layout finds stands in for lists and class names
             that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
-        unlabeled: list of unlabelled pictures, one "image" a line, or a folder; a layout's are its training pictures
-            that are not labelled. Not needed by method.name supervised.
+        unlabeled: list of unlabelled pictures, one "image" a line, or a folder, or tar shards such as
+            "shards/pool-{000..099}.tar", which are indexed once, or URLs of shards, which webdataset streams; a
+            layout's are its training pictures that are not labelled. Not needed by method.name supervised.
+        unlabeled_size: number of pictures behind URLs.
         val: list of labelled pictures to evaluate on.
         classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.
-        tags: CSV file "image,tags" with tags separated by ";", for method.image_labels.
+        tags: CSV file "image,tags" with tags separated by ";", for method.image_labels; or the word masks: the classes
+            that the hidden masks of unlabelled pictures show, read for that alone, to simulate such a file.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
         ignore_index: id of pixels without a label in the masks.
         label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them.
@@ -45,7 +48,8 @@ class DataConfig:
         color_map: file of the colours of RGB masks, a line "r g b class" for each.
         mask_orientation: how masks without an EXIF orientation lie: upright, or as the pictures are stored.
         white: value that becomes 255 in pictures of more than 8 bits; null keeps the high byte of 16.
-        short_side: resize pictures so that their shorter side has this many pixels, before all else.
+        short_side: resize pictures so that their shorter side has this many pixels, before all else; JPEGs of more than
+            four times that are decoded at a fraction of their size, several times faster.
         crop_size: side of the training crops in pixels.
         scales: factors of the random scale.
         color_jitter: strengths of the strong view's brightness, contrast, saturation and hue.
@@ -58,6 +62,7 @@ class DataConfig:
     layout: Literal["auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg"] = "auto"
     labeled: str | None = None
     unlabeled: str | None = None
+    unlabeled_size: int | None = None
     val: str | None = None
     classes: str | None = None
     tags: str | None = None
@@ -78,8 +83,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, and two conversions of labels."""
-        if self.white is not None and not self.white > 0:
-            raise ValueError(f"data.white must be positive, got {self.white}")
+        for name in ("white", "unlabeled_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"data.{name} must be positive, got {value}")
         given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(
@@ -131,8 +138,10 @@ class OptimConfig:
         power: exponent of the polynomial decay.
         warmup: steps over which lr first grows linearly.
         steps: number of steps.
-        batch_size: labelled pictures in a step.
-        unlabeled_batch_size: unlabelled pictures in a step; null means as many as labelled ones.
+        batch_size: labelled pictures in a forward pass of one process.
+        unlabeled_batch_size: unlabelled pictures in a forward pass of one process; null means as many as labelled ones.
+        accumulate: passes whose gradients are added up before a step is taken: a step sees batch_size x accumulate x
+            processes labelled pictures.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -145,10 +154,11 @@ class OptimConfig:
     steps: int = 30_000
     batch_size: int = 8
     unlabeled_batch_size: int | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        for name in ("lr", "steps", "batch_size", "unlabeled_batch_size"):
+        for name in ("lr", "steps", "batch_size", "unlabeled_batch_size", "accumulate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"optim.{name} must be positive, got {value}")
@@ -164,30 +174,51 @@ class RunConfig:
     Args:
         dir: folder of the run; null makes one under runs/ named after the method and the time.
         seed: of weights, order of pictures and views.
-        resume: go on with the last checkpoint in dir (auto), or with the one at this path.
+        resume: go on with the newest whole checkpoint in dir, or begin where there is none (auto; so does the bare
+            option), or with the checkpoint, or that of the run folder, at this path.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
-        checkpoint_every: steps between checkpoints.
+        draw_every: evaluations between two drawings of a few val pictures, and one at the last step; 0 draws none.
+        checkpoint_every: steps between checkpoints; a crash loses the steps since the last one.
+        keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
         accelerator: cpu, cuda, or auto for the best there is.
+        devices: processes to start on this machine, each on a GPU of its own; auto is one, or as many as torchrun or
+            srun started.
         precision: 32-true, bf16-mixed or 16-mixed.
+        sync_batchnorm: batch norms take statistics over the pictures of all processes; auto does so on GPUs.
+        compile: compile the network with torch.compile, which takes a minute or more before the first step.
+        nonfinite: what a NaN or infinite loss or gradient does: stop the run, or skip the step, which waits for the
+            device at every step.
     """
 
     dir: str | None = None
     seed: int = 0
-    resume: str | None = None
+    resume: bool | str | None = None
     overwrite: bool = False
     eval_every: int = 1000
+    draw_every: int = 1
     checkpoint_every: int = 500
+    keep: int = 2
     log_every: int = 10
     accelerator: str = "auto"
+    devices: Literal["auto"] | int = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    sync_batchnorm: Literal["auto"] | bool = "auto"
+    compile: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         for name in ("eval_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
+        if self.draw_every < 0:
+            raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
+        if self.keep < 1:
+            raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
+        if isinstance(self.resume, bool):
+            self.resume = "auto" if self.resume else None
 
 
 @dataclass
@@ -298,7 +329,7 @@ def make_parser(prog: str, description: str, *, exit_on_error: bool = True) -> P
 def parse_config(arguments: list[str], prog: str, description: str) -> Config:
     """Parse a command line into a :class:`Config`; exits with status 2 and a message on bad input.
 
-    Options count for more than ``--config``, wherever they stand.
+    Options count for more than ``--config``, wherever they stand. ``--run.resume`` without a value means auto.
     """
     parser = make_parser(prog, description)
     configs: list[str] = []
@@ -313,6 +344,9 @@ def parse_config(arguments: list[str], prog: str, description: str) -> Config:
                 configs.append(f"--config={config_path(name)}")
             else:
                 others.append(argument)  # without a value: the parser says so
+        for index, (argument, following) in enumerate(zip(others, [*others, "--"][1:], strict=True)):
+            if argument == "--run.resume" and following.startswith("--"):
+                others[index] = "--run.resume=auto"
         return _build(parser, parser.parse_args([*configs, *others]))
     except ValueError as error:
         parser.error(str(error))

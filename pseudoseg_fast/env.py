@@ -58,7 +58,7 @@ _PROBES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 def report() -> dict[str, dict[str, str]]:
     """Collect the report: for each section its entries in order, all as text."""
-    sections = {"versions": _versions(), "machine": _machine(), "settings": _settings(), "native": _native()}
+    sections = {"versions": versions(), "machine": machine(), "settings": _settings(), "native": _native()}
     for device in ("cpu", "cuda"):
         sections[f"backend of {device} tensors, the first that can run"] = _choices(device)
     return sections
@@ -77,7 +77,8 @@ def render(sections: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter."""
     entries = {
         "pseudoseg_fast": f"{__version__} in {Path(__file__).parent}",
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -93,7 +94,8 @@ def _versions() -> dict[str, str]:
     return entries
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
+    """Return the system, the processor and the GPUs."""
     entries = {
         "system": f"{platform.platform()}, {' '.join(platform.libc_ver()) or 'unknown C library'}",
         "processor": f"{_processor()}, {os.cpu_count()} logical, torch uses {torch.get_num_threads()} threads",

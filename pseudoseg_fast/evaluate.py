@@ -77,6 +77,7 @@ def evaluate(
     *,
     align_corners: bool = False,
     watch: Watcher | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Score ``network`` in evaluation mode at the size of each mask: single scale, no flip.
 
@@ -86,6 +87,7 @@ def evaluate(
         classes: names, in the order of ids.
         align_corners: how logits are resized.
         watch: called with each sample and its predicted ids [H', W'].
+        total: turns the confusion matrix of this process's batches into that of all.
     """
     device = next(network.parameters()).device
 
@@ -94,7 +96,7 @@ def evaluate(
 
     training = network.training
     network.eval()
-    scores = score(label, batches, classes, device=device, watch=watch)
+    scores = score(label, batches, classes, device=device, watch=watch, total=total)
     network.train(training)
     return scores
 
@@ -106,11 +108,12 @@ def score(
     *,
     device: torch.device | str = "cpu",
     watch: Watcher | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Score whatever turns images into labels; the arguments are those of :func:`evaluate`."""
-    confusion = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORE_INDEX, validate_args=False).to(
-        device
-    )
+    confusion = MulticlassConfusionMatrix(
+        len(classes), ignore_index=IGNORE_INDEX, validate_args=False, sync_on_compute=False
+    ).to(device)
     for batch in batches:
         for samples in group_by_size(batch):
             images = torch.stack([sample["image"] for sample in samples])
@@ -120,7 +123,8 @@ def score(
             if watch:
                 for sample, prediction in zip(samples, labels, strict=True):
                     watch(sample, prediction)
-    return Scores.from_confusion(confusion.compute(), classes)
+    counts = confusion.compute()
+    return Scores.from_confusion(total(counts) if total else counts, classes)
 
 
 def predict(

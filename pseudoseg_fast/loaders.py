@@ -21,6 +21,8 @@ from pseudoseg_fast.data.lists import Sample
 from pseudoseg_fast.data.sampler import StepSampler, mix
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.data.sets import read_data as read_data
+from pseudoseg_fast.data.stream import Stream, StreamDataset
+from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
 
@@ -32,9 +34,7 @@ class WithTags:
 
     def __init__(self, data: Data) -> None:
         self.tags = data.tags
-        self.classes = [
-            data.classes[index] for index in foreground_classes(len(data.classes), data.background)
-        ]
+        self.classes = foreground_classes(len(data.classes), data.background)
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate samples, tags included."""
@@ -42,23 +42,46 @@ class WithTags:
 
     def of(self, name: str) -> Tensor:
         """Return the tags [K] of the picture ``name``."""
-        if name not in self.tags:
+        shown = self.tags.get(name)
+        if shown is None:
             return torch.full((len(self.classes),), math.nan)
-        return torch.tensor([float(label in self.tags[name]) for label in self.classes])
+        return torch.tensor([float(index in shown) for index in self.classes])
 
 
-def labeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
-    """Return the labelled batches of the steps from ``start`` on: ``image``, ``mask``, ``valid``, ``name``."""
+def labeled_loader(
+    config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Return the labelled batches of the steps from ``start`` on: ``image``, ``mask``, ``valid``, ``name``.
+
+    ``optim.accumulate`` batches make a step; each of ``world_size`` processes has batches of its own.
+    """
     return _train_loader(
-        config, data, data.labeled, _weak_view(config, network), config.optim.batch_size, start, stream=0
+        config,
+        data,
+        data.labeled,
+        _weak_view(config, network),
+        config.optim.batch_size,
+        start,
+        0,
+        rank,
+        world_size,
     )
 
 
-def unlabeled_loader(config: Config, data: Data, network: Network, start: int) -> DataLoader[Any]:
+def unlabeled_loader(
+    config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
-    views = WeakStrongViews(_weak_view(config, network), config.data.color_jitter, config.data.cutout)
+    views = weak_strong_views(config, network)
     batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
-    return _train_loader(config, data, data.unlabeled, views, batch_size, start, stream=1)
+    return _train_loader(config, data, data.unlabeled, views, batch_size, start, 1, rank, world_size)
+
+
+def weak_strong_views(config: Config, network: Network) -> WeakStrongViews:
+    """Return what draws the views of an unlabelled picture."""
+    return WeakStrongViews(
+        _weak_view(config, network), config.data.color_jitter, config.data.cutout, config.method.strong_views
+    )
 
 
 def _weak_view(config: Config, network: Network) -> WeakView:
@@ -68,16 +91,17 @@ def _weak_view(config: Config, network: Network) -> WeakView:
 def _train_loader(
     config: Config,
     data: Data,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     views: WeakView | WeakStrongViews,
     batch_size: int,
     start: int,
     stream: int,
+    rank: int,
+    world_size: int,
 ) -> DataLoader[Any]:
-    with suppress(
-        UnreadableImage
-    ):  # unreadable pictures are skipped and counted; other channels are in all of them
-        read_image(samples[0].image, config.model.in_channels, config.data.white)
+    if not isinstance(samples, Stream):
+        with suppress(UnreadableImage):  # they are skipped and counted; other channels are in all pictures
+            read_image(samples[0].image, config.model.in_channels, config.data.white)
     dataset = SegmentationDataset(
         samples,
         data.labels,
@@ -88,16 +112,28 @@ def _train_loader(
         cache=config.data.cache,
         on_corrupt="skip",
     )
-    sampler = StepSampler(len(dataset), batch_size, mix(config.run.seed, stream), config.optim.steps, start)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=WithTags(data) if stream else collate,
-        num_workers=config.data.workers,
-        pin_memory=choose_accelerator(config.run.accelerator) == "cuda",
-        worker_init_fn=ignore_stop_signals,
-        generator=torch.Generator(),  # the loader draws a seed of its own: not from the generator that a run saves
+    passes = config.optim.accumulate
+    seed = mix(config.run.seed, stream)
+    options: dict[str, Any] = {
+        "collate_fn": WithTags(data) if stream else collate,
+        "num_workers": config.data.workers,
+        "pin_memory": choose_accelerator(config.run.accelerator) == "cuda",
+        "worker_init_fn": start_worker,
+        "generator": torch.Generator(),  # the loader draws a seed: not from the generator that a run saves
+    }
+    if isinstance(samples, Stream):
+        streamed = StreamDataset(dataset, mix(seed, start * passes), rank, world_size)
+        return DataLoader(streamed, batch_size, **options)
+    sampler = StepSampler(
+        len(dataset),
+        batch_size,
+        seed,
+        config.optim.steps * passes,
+        start * passes,
+        rank,
+        world_size,
     )
+    return DataLoader(dataset, batch_sampler=sampler, **options)
 
 
 class ResizeShortSide:
@@ -109,11 +145,17 @@ class ResizeShortSide:
     def __call__(self, image: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return ``image`` and, where there is one, ``mask``."""
         image = image if self.size is None else tvf.resize(image, [self.size], antialias=True)
+        image = image.contiguous()
         return {"image": image} if mask is None else {"image": image, "mask": mask}
 
 
-def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoader[Any]:
-    """Return the val pictures in lists of a few samples, ``image`` resized as in training, ``mask`` as it is."""
+def val_loader(
+    config: DataConfig, data: Data, in_channels: int = 3, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """Return the val pictures in lists of a few samples, ``image`` resized as in training, ``mask`` as it is.
+
+    Each of ``world_size`` processes has its share of them, and none has a picture twice.
+    """
     dataset = SegmentationDataset(
         data.val,
         data.labels,
@@ -124,14 +166,19 @@ def val_loader(config: DataConfig, data: Data, in_channels: int = 3) -> DataLoad
     return DataLoader(
         dataset,
         batch_size=EVAL_BATCH,
+        sampler=range(rank, len(dataset), world_size),
         num_workers=config.workers,
         collate_fn=list,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself."""
+def start_worker(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself.
+
+    Pictures come and go in a worker as activations do in training: it keeps their memory, too.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()

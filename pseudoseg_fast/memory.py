@@ -1,9 +1,15 @@
-"""Keep the C library from giving freed memory back to the system between the steps of a run."""
+"""Memory: keeping what was freed for the next step, its peak, and what fits when there is not enough."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
+import resource
+import sys
+from collections.abc import Callable
+
+import torch
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -22,3 +28,45 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most MiB that tensors held on a CUDA device, or that this process had resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that the device, or the machine, has no memory left."""
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def largest_batch(attempt: Callable[[int], object], most: int) -> int:
+    """Return the largest batch size up to ``most`` that fits into memory, found by halving; 0 if none does.
+
+    Args:
+        attempt: takes a step with a batch of the given size; runs out of memory if it is too large.
+        most: the largest size to try.
+    """
+
+    def fits(size: int) -> bool:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                return False
+            raise
+        return True
+
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

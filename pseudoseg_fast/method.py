@@ -49,6 +49,9 @@ class MethodConfig:
         ramp_u: steps over which L_u then grows linearly to its weight.
         ema: decay of the weights' moving average, which then makes the pseudo labels in evaluation mode and is what
             is evaluated; 0 turns it off, and labels come from the model itself in training mode.
+        strong_views: strong views of each weak one, which learn the same label; 2 as in later work, 1 as in the paper.
+        joint: pass labelled pictures and strong views through the network together, which is faster on a GPU; batch
+            norms then take their statistics over both. "auto" does so where the network has no batch norm.
     """
 
     name: Literal["pseudoseg", "supervised"] = "pseudoseg"
@@ -70,6 +73,8 @@ class MethodConfig:
     start_u: int = 0
     ramp_u: int = 0
     ema: float = 0.0
+    strong_views: Literal[1, 2] = 1
+    joint: Literal["auto"] | bool = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

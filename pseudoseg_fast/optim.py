@@ -25,8 +25,8 @@ def make_optimizer(network: Network, config: OptimConfig) -> torch.optim.Optimiz
         for (scale, decay), parameters in groups.items()
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(options, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(options, lr=config.lr)
+        return torch.optim.SGD(options, lr=config.lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(options, lr=config.lr, fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:

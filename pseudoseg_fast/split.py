@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.config import DataConfig, Parser
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, read_unlabeled
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
+from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
 
@@ -109,9 +110,11 @@ def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: 
 
 
 def relative(mask: Path | None, root: Path) -> str:
-    """Return a mask's path as lists have it."""
+    """Return a mask's path as lists have it; nothing for one outside the root, which the layout knows."""
     if mask is None:
         raise ValueError("a labelled picture needs a mask, got None")
+    if not mask.is_relative_to(root):
+        return ""
     return Path(os.path.relpath(mask, root)).as_posix()
 
 

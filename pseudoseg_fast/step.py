@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pseudoseg_fast.method import (
     MethodConfig,
@@ -15,14 +16,16 @@ from pseudoseg_fast.method import (
     unlabeled_losses,
 )
 from pseudoseg_fast.network import Network, Outputs
-from pseudoseg_fast.sgc import image_labels_from_mask
+from pseudoseg_fast.sgc import image_labels_from_mask, resize_valid
+
+TERMS = ("L_s", "L_dice", "L_sa", "L_x", "L_u")
 
 
 class StepLosses(nn.Module):
     """Turn the batches of a step into its loss terms: one forward, however many passes of the network it takes.
 
     Args:
-        network: learns.
+        network: learns. What the method leaves without a loss, classifier or attention head, is frozen.
         method: which losses, and how the pseudo label is made.
         labeler: makes the pseudo labels, such as a moving average of the network; None: the network itself, in
             training mode.
@@ -37,47 +40,137 @@ class StepLosses(nn.Module):
         self.method = method
         self.class_weight = class_weight
         self._labeler = [labeler or network]  # in a list: it is no part of what learns
+        self._sizes: dict[torch.Size, torch.Size] = {}
+        self.joint = method.joint is True or (method.joint == "auto" and not has_batch_norm(network))
+        supervised = method.name == "supervised"
+        network.classifier.requires_grad_(not supervised and method.weight_x > 0)
+        network.sgc.requires_grad_(not supervised and method.weight_sa > 0)
 
     def forward(
-        self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None, weight: float
+        self,
+        labeled: dict[str, Any],
+        unlabeled: dict[str, Any] | None,
+        weight: float,
+        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss terms, weighted; their sum is what is minimised.
 
         Args:
-            labeled: ``image``, ``mask`` and ``valid`` of B pictures, on the network's device.
-            unlabeled: ``weak``, ``strong``, ``valid`` and, in image-level mode, ``tags``; None: supervised.
+            labeled: ``image`` [B, C', H, W], ``mask`` and ``valid`` [B, H, W], on the network's device.
+            unlabeled: ``weak`` [B', C', H, W], V strong views ``strong`` [B', V, C', H, W] with ``valid`` [B', V, H, W]
+                and, in image-level mode, ``tags`` [B', K]; None: supervised.
             weight: of L_u.
+            share: what each of ``TERMS`` is multiplied by, [5], see :func:`pseudoseg_fast.distributed.shares`.
         """
-        method = self.method
         masks = labeled["mask"]
         image_labels = image_labels_from_mask(masks, self.network.classes, self.network.background)
-        outputs = self.network(
+        if unlabeled is None:
+            outputs = self._labeled_pass(labeled, image_labels)
+        elif self.joint:
+            targets = self._targets(unlabeled)
+            outputs, strong = self._joint_pass(labeled, image_labels, [images for images, _, _ in targets])
+        else:
+            outputs = self._labeled_pass(labeled, image_labels)
+            targets = self._targets(unlabeled)
+            strong = [self.network(images) for images, _, _ in targets]
+        with torch.autocast(masks.device.type, enabled=False):
+            tagged = unlabeled is not None and self.method.image_labels
+            losses = labeled_losses(
+                self.method,
+                single(outputs),
+                masks,
+                image_labels,
+                tagged=tagged,
+                class_weight=self.class_weight,
+            )
+            if unlabeled is not None:
+                tags = unlabeled["tags"] if tagged else None
+                views = [
+                    unlabeled_losses(self.method, weight, single(view), weak, valid, tags)
+                    for view, (_, weak, valid) in zip(strong, targets, strict=True)
+                ]
+                losses |= {name: mean([view[name] for view in views]) for name in views[0]}
+        if share is not None:
+            losses = {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}
+        return losses
+
+    def _labeled_pass(self, labeled: dict[str, Any], image_labels: Tensor) -> Outputs:
+        return self.network(
             labeled["image"],
-            sgc=method.name == "pseudoseg",
+            sgc=self.method.name == "pseudoseg",
             image_labels=image_labels,
             valid=labeled["valid"],
         )
-        tagged = unlabeled is not None and method.image_labels
-        with torch.autocast(masks.device.type, enabled=False):
-            losses = labeled_losses(
-                method, single(outputs), masks, image_labels, tagged=tagged, class_weight=self.class_weight
-            )
-        if unlabeled is not None:
-            losses |= self._unlabeled(unlabeled, weight)
-        return losses
 
-    def _unlabeled(self, unlabeled: dict[str, Any], weight: float) -> dict[str, Tensor]:
-        method, valid, images = self.method, unlabeled["valid"], unlabeled["strong"]
+    def _joint_pass(
+        self, labeled: dict[str, Any], image_labels: Tensor, strong: list[Tensor]
+    ) -> tuple[Outputs, list[Outputs]]:
+        """Pass labelled pictures and strong views through the network as one batch."""
+        network, count = self.network, len(labeled["image"])
+        images = network.normalize(torch.cat([labeled["image"], *strong]))
+        logits, f5, f4 = network.features(images)
+        classes = network.classifier(f5.mean((2, 3)))
+        localized = network.localize(f5[:count], f4[:count], classes[:count], image_labels, labeled["valid"])
+        sizes = [count, *map(len, strong)]
+        ours, *theirs = zip(logits.split(sizes), classes.split(sizes), strict=True)
+        return Outputs(*ours, *localized), [Outputs(*maps, None, None) for maps in theirs]
+
+    def _targets(self, unlabeled: dict[str, Any]) -> list[tuple[Tensor, Outputs, Tensor]]:
+        """Return, for each strong view, its images, the weak view's outputs that label them, and valid pixels."""
+        method, valid = self.method, unlabeled["valid"]
         tags = unlabeled["tags"] if method.image_labels else None
         with torch.no_grad():
-            weak = single(self._labeler[0](unlabeled["weak"], sgc=True, image_labels=tags, valid=valid))
+            weak = single(
+                self._labeler[0](unlabeled["weak"], sgc=True, image_labels=tags, valid=valid.any(1))
+            )
         if method.exclude_untagged and tags is not None:
             weak = exclude_untagged(weak, tags, self.network.background)
-        if float(torch.rand(())) < method.cutmix:
-            images, weak, valid = cut_mix(images, weak, valid, self.network.stride)
-        strong = single(self.network(images))
-        with torch.autocast(valid.device.type, enabled=False):
-            return unlabeled_losses(method, weight, strong, weak, valid, tags)
+        views = []
+        for images, pixels in zip(unlabeled["strong"].unbind(1), valid.unbind(1), strict=True):
+            if method.cutmix and float(torch.rand(())) < method.cutmix:
+                views.append(cut_mix(images, weak, pixels, self.network.stride))
+            else:
+                views.append((images, weak, pixels))
+        return views
+
+    @torch.no_grad()
+    def denominators(self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None) -> Tensor:
+        """Return what the mean of each of ``TERMS`` divides by, [5] float64; CutMix, which moves pixels, left out."""
+        method, masks = self.method, labeled["mask"]
+        known = masks.long()
+        known = torch.where(known < self.network.classes, known, self.network.classes)
+        weights = torch.ones(self.network.classes, device=masks.device)
+        if self.class_weight is not None:
+            weights = self.class_weight
+        pixels = torch.cat([weights, weights.new_zeros(1)]).double()[known].sum()
+        rows = torch.tensor(float(len(masks)), dtype=torch.float64, device=masks.device)
+        valid = torch.zeros_like(rows)
+        if unlabeled is not None:
+            views = unlabeled["valid"].flatten(0, 1)
+            size = views.shape[-2:] if method.label_size == "crop" else self._decoder_size(unlabeled["weak"])
+            valid = resize_valid(views, (size[0], size[1])).sum(dtype=torch.float64)
+            if method.image_labels:
+                rows = (~unlabeled["tags"].isnan()).any(1).sum(dtype=torch.float64)
+        return torch.stack([pixels, torch.ones_like(rows), pixels, rows, valid])
+
+    def _decoder_size(self, images: Tensor) -> torch.Size:
+        """Return the size of the decoder's logits for pictures of this size, which only a pass can tell."""
+        if images.shape[-2:] not in self._sizes:
+            training = self.network.training
+            probe = self.network.eval()(images[:1])
+            self.network.train(training)
+            self._sizes[images.shape[-2:]] = probe.decoder_logits.shape[-2:]
+        return self._sizes[images.shape[-2:]]
+
+
+def has_batch_norm(network: Network) -> bool:
+    """Tell whether pictures of one batch change each other's outputs in training mode, the attention head's apart."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    """Return the mean of scalars, a single one as it is."""
+    return values[0] if len(values) == 1 else torch.stack(values).mean()
 
 
 def single(outputs: Outputs) -> Outputs:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
-import yaml
+from lightning_fabric import Fabric
 
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, parse_config
+from pseudoseg_fast.distributed import end_processes, from_first, make_fabric
+from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, run_folder
+from pseudoseg_fast.run_folder import clear_folder, describe_run, held, holds_run, is_own, run_folder
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
@@ -18,36 +22,65 @@ from pseudoseg_fast.trainer import Trainer
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def train(config: Config) -> int:
+def train(config: Config, fabric: Fabric) -> int:
     """Run ``config`` from its lists to its summary; return the process's exit status."""
-    folder, resume = run_folder(config)
-    trainer = Trainer(config, folder)
-    if resume:
-        trainer.restore(resume)
-    if resume and resume.resolve().parent == trainer.checkpoints.resolve():
-        trainer.continue_log()
-    else:
-        trainer.best = None  # best.ckpt of another folder is not copied, so the best is chosen anew
-        if config.run.overwrite:
-            clear_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = to_dict(config)
-    saved["run"] |= {"resume": None, "overwrite": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
-    print(trainer.describe())
-    if trainer.fabric.device.type == "cpu":
+    folder, checkpoints = from_first(fabric, lambda: run_folder(config))
+    trainer = Trainer(config, folder, fabric)
+    if checkpoints:
+        trainer.restore(checkpoints)
+    with ExitStack() as stack:
+        from_first(fabric, lambda: stack.enter_context(held(folder)))
+        if fabric.is_global_zero:
+            prepare_folder(trainer, folder, go_on=bool(checkpoints) and is_own(folder, checkpoints[0]))
+            print(trainer.describe())
+        return train_in(folder, trainer)
+
+
+def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
+    """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
+    if go_on:
+        trainer.csv_log.go_on(trainer.step)
+    elif holds_run(folder):
+        clear_folder(folder)
+    describe_run(folder, trainer.config, trainer.data, trainer.fabric)
+
+
+def train_in(folder: Path, trainer: Trainer) -> int:
+    """Train to the last step and its summary, or to where a signal stops it; return the process's exit status."""
+    fabric, run, steps = trainer.fabric, trainer.config.run, trainer.config.optim.steps
+    if fabric.device.type == "cpu":
         keep_freed_memory()
     with StopSignal() as stop:
-        trainer.fit(stop)
-    if trainer.step < config.optim.steps:
-        print(
-            f"stopped after step {trainer.step} of {config.optim.steps}, all of it saved; to go on:\n"
-            f"  python -m pseudoseg_fast.train --config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
-        )
+        try:
+            trainer.fit(stop)
+        except NotFinite as error:
+            raise NotFinite(f"{error}\n{advice(folder, run.precision)}") from error
+    if trainer.step < steps:
+        if fabric.is_global_zero:
+            print(
+                f"stopped after step {trainer.step} of {steps}, all of it saved; to go on:\n"
+                "  python -m pseudoseg_fast.train "
+                f"--config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
+            )
         return INTERRUPTED
-    with trainer.fabric.autocast():
-        write_summary(trainer, folder)
+    if fabric.is_global_zero:
+        with fabric.autocast():
+            write_summary(trainer, folder)
     return 0
+
+
+def advice(folder: Path, precision: str) -> str:
+    """Return what to do about a run that has diverged."""
+    last = folder / "checkpoints" / "last.ckpt"
+    kept = (
+        f"the last good checkpoint is {last}, to go on from with --run.resume auto" if last.exists() else ""
+    )
+    return (
+        f"{kept or 'no checkpoint had been written yet'}; look at these pictures, lower optim.lr or lengthen "
+        "optim.warmup"
+        + ("" if precision == "32-true" else ", try run.precision 32-true")
+        + ", or leave such steps out: --run.nonfinite skip"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,14 +89,24 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_config(sys.argv[1:] if arguments is None else arguments, prog, __doc__)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
+    fabric, failed = None, True
     try:
-        return train(config)
+        fabric = make_fabric(config.run)
+        if fabric.global_rank:
+            logging.getLogger("pseudoseg_fast").setLevel(logging.WARNING)
+        status = train(config, fabric)
+        failed = False
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        who = f"process {fabric.global_rank}: " if fabric and fabric.world_size > 1 else ""
+        print(f"{prog}: error: {who}{error}", file=sys.stderr)
         return 2
+    finally:
+        if fabric:
+            end_processes(fabric, failed=failed)
 
 
 if __name__ == "__main__":

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-import csv
-import math
-import sys
+import logging
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.config import Config, choose_accelerator, to_dict
+from pseudoseg_fast.config import Config, to_dict
+from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import CorruptCounter
+from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
+from pseudoseg_fast.distributed import (
+    Agreement,
+    average_batch_norms,
+    freeze_unused,
+    gather,
+    make_fabric,
+    reduce,
+    shares,
+)
 from pseudoseg_fast.evaluate import Scores, evaluate
+from pseudoseg_fast.examples import Examples
+from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
+from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
-from pseudoseg_fast.meter import Meter
+from pseudoseg_fast.memory import is_out_of_memory, largest_batch, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
+from pseudoseg_fast.progress import Progress, say
+from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stop import StopSignal
 
+logger = logging.getLogger(__name__)
+
+Batches = tuple[dict[str, Any], dict[str, Any] | None]
+"""Labelled and unlabelled batch of one forward pass."""
+
+MAX_SKIPPED = 20
+"""Steps in succession that may be left out for not being sound."""
+
 FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
-    *("run.dir", "run.resume", "run.overwrite", "run.accelerator"),
-    *("run.eval_every", "run.checkpoint_every", "run.log_every"),
+    *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
+    *("run.compile", "run.nonfinite"),
+    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
 
 
@@ -44,46 +66,70 @@ class Trainer:
     Args:
         config: the resolved configuration.
         folder: where the run writes its log and checkpoints.
+        fabric: of the run's processes; None starts them.
 
     Raises:
         DataError, ValueError, RuntimeError: pictures, network or weights are not what the configuration says.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, fabric: Fabric | None = None) -> None:
         self.config = config
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
-        self.csv_log = CSVLogger(folder, name="", version="log", flush_logs_every_n_steps=1)
-        self.fabric = Fabric(
-            accelerator=choose_accelerator(config.run.accelerator),
-            devices=1,
-            precision=config.run.precision,
-            loggers=[self.csv_log, TensorBoardLogger(folder, name="", version="log")],
-        )
+        self.csv_log = CsvLog(folder / "log" / "metrics.csv")
+        self.fabric = fabric or make_fabric(config.run)
+        self.tensorboard = TensorBoardLogger(folder, name="", version="log")
+        self.fabric.loggers.extend([self.csv_log, self.tensorboard])
+        self.rank = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
         torch.manual_seed(config.run.seed)
-        self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
+        with self.fabric.rank_zero_first():
+            self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
+        self.network = self.build()
+        self.teacher = Teacher(self.network, config.method.ema) if config.method.ema else None
+        if config.run.compile:
+            self.compile()
         weights = class_weights(config.method, self.data.pixels)
-        network = build_network(config.model, len(self.data.classes), self.data.background)
-        network.to(memory_format=torch.channels_last)
-        self.teacher = Teacher(network, config.method.ema) if config.method.ema else None
-        self.network = network
         losses = StepLosses(
-            network,
+            self.network,
             config.method,
             self.teacher.model.to(self.fabric.device) if self.teacher else None,
             None if weights is None else weights.to(self.fabric.device),
         )
-        self.losses, self.optimizer = self.fabric.setup(losses, make_optimizer(network, config.optim))
+        self.losses, self.optimizer = self.fabric.setup(losses, make_optimizer(self.network, config.optim))
+        if self.fabric.global_rank:
+            torch.manual_seed(mix(config.run.seed, self.fabric.global_rank))  # for what is drawn in a step
         # Made again when training begins; what they refuse is refused before the folder is touched.
-        labeled_loader(config, self.data, network, 0)
+        labeled_loader(config, self.data, self.network, 0)
         if self.data.unlabeled:
-            unlabeled_loader(config, self.data, network, 0)
-        pictures = {sample.image for sample in [*self.data.labeled, *self.data.unlabeled]}
-        self.corrupt = CorruptCounter(total=len(pictures))
+            unlabeled_loader(config, self.data, self.network, 0)
+        self.corrupt = CorruptCounter(total=self.data.pictures)
+        self.examples = Examples(config, self.data, self.network)
+        self.watch = Watch()
+        self.skipped = 0
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
         self.scores: Scores | None = None
         self.best: dict[str, Any] | None = None
+
+    def build(self) -> Network:
+        """Return the network, on the CPU."""
+        network = build_network(self.config.model, len(self.data.classes), self.data.background)
+        network.to(memory_format=torch.channels_last)
+        if self.fabric.world_size > 1:
+            freeze_unused(network, self.config.data.crop_size)
+        sync = self.config.run.sync_batchnorm
+        on_gpu = self.fabric.device.type == "cuda"
+        if sync is True and not on_gpu:
+            raise ValueError("run.sync_batchnorm is for GPUs alone; leave it on auto")
+        if on_gpu and sync is not False and self.fabric.world_size > 1:
+            return convert_sync_batchnorm(network)  # timm's, which knows norms with an activation
+        return network
+
+    def compile(self) -> None:
+        """Compile what costs most, encoder and decoder, of the network and its teacher."""
+        for network in [self.network, *([self.teacher.model] if self.teacher else [])]:
+            network.features = torch.compile(network.features)  # type: ignore[method-assign]
 
     @property
     def evaluated(self) -> Network:
@@ -103,83 +149,182 @@ class Trainer:
         )
 
     def fit(self, stop: StopSignal) -> None:
-        """Train to the last step, or until ``stop``, evaluating, logging and saving on the way."""
+        """Train to the last step, or until ``stop``, evaluating, logging and saving on the way.
+
+        Raises:
+            NotFinite: a step had a loss or gradient that is not finite; nothing of it was saved.
+            RuntimeError: memory has run out; the message says which batch fits.
+        """
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
-        meter = Meter()
+        labeled = iter(labeled_loader(self.config, self.data, self.network, self.step, **self.rank))
         unlabeled: Iterator[dict[str, Any]] | None = None
+        agreement = Agreement(self.fabric)
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.evaluate()
-            self.save("last.ckpt")
-        with tqdm(
-            total=steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every line
-        ) as bar:
-            for labeled in labeled_loader(self.config, self.data, self.network, self.step):
+            self.save(LAST)
+        with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
+            while self.step < steps:
+                agreement.ask(stop.received)
                 weight = self.config.method.consistency_weight(self.step)
                 if weight and unlabeled is None:
-                    unlabeled = iter(unlabeled_loader(self.config, self.data, self.network, self.step))
-                batch = next(unlabeled) if weight and unlabeled else None
-                self.corrupt.update([name for used in (labeled, batch) if used for name in used["corrupt"]])
-                meter.add(self.training_step(labeled, batch, weight), labeled, batch)
+                    unlabeled = iter(
+                        unlabeled_loader(self.config, self.data, self.network, self.step, **self.rank)
+                    )
+                batches = self.next_batches(labeled, unlabeled if weight else None)
+                losses = self.step_that_fits(batches, weight)
+                progress.add(losses, *(batch for pair in batches for batch in pair))
                 self.step += 1
                 self.seconds = time.monotonic() - started
-                bar.update()
                 finished = self.step == steps
-                due = self.step % run.eval_every == 0 or self.step % run.checkpoint_every == 0
-                if due or self.step % run.log_every == 0 or finished or stop.received:
-                    values = meter.read()
-                    self.check_finite(values)
+                evaluating = finished or self.step % run.eval_every == 0
+                saving = finished or self.step % run.checkpoint_every == 0
+                stopping = agreement.answer(stop.received)
+                if evaluating or saving or stopping or self.step % run.log_every == 0:
+                    self.watch.check()  # nothing of a step that is not sound is evaluated or saved
+                    values = self.mean_over_processes(progress.read()) | {
+                        "lr": learning_rate(self.config.optim, self.step - 1),
+                        "seconds": self.seconds,
+                        "memory_MiB": peak_memory(self.fabric.device),
+                    }
                     self.fabric.log_dict(
-                        {**values, "lr": learning_rate(self.config.optim, self.step - 1)}, self.step
+                        {f"train/{name}": value for name, value in values.items()}, self.step
                     )
-                    bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
-                if finished or (self.step % run.eval_every == 0 and not stop.received):
-                    with meter.paused():
+                    progress.show(values)
+                if finished or (evaluating and not stopping):
+                    with progress.paused():
                         self.evaluate()
                     self.seconds = time.monotonic() - started
-                stopping = stop.received  # read once: what stops has been saved, whenever the signal comes
-                if self.step % run.checkpoint_every == 0 or finished or stopping:
-                    self.save("last.ckpt")
+                    # Read once: what stops has been saved, whenever the signal comes.
+                    stopping = agreement.now(stop.received)
+                if saving or stopping:
+                    self.save(LAST)
                 if stopping:
                     break
         for log in self.fabric.loggers:
             log.finalize("success")
 
-    def check_finite(self, losses: dict[str, float]) -> None:
-        """Stop a run that has diverged before its weights are saved.
+    def mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """Return losses as the mean over processes, and rates as their sum."""
+        world = self.fabric.world_size
+        if world == 1:
+            return values
+        means = reduce(self.fabric, torch.tensor(list(values.values()), dtype=torch.float64), "mean").tolist()
+        return {
+            name: mean * world if name == "images_per_second" else mean
+            for name, mean in zip(values, means, strict=True)
+        }
+
+    def next_batches(
+        self, labeled: Iterator[dict[str, Any]], unlabeled: Iterator[dict[str, Any]] | None
+    ) -> list[Batches]:
+        """Return the batches of a step, one pair for each pass, and count their unreadable pictures."""
+        passes = range(self.config.optim.accumulate)
+        batches: list[Batches] = [(next(labeled), next(unlabeled) if unlabeled else None) for _ in passes]
+        self.corrupt.update(
+            [name for pair in batches for batch in pair if batch for name in batch["corrupt"]]
+        )
+        return batches
+
+    def step_that_fits(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
+        """Take one step, see :meth:`training_step`.
 
         Raises:
-            RuntimeError: a loss is NaN or infinite.
+            RuntimeError: memory has run out; the message says which batch fits.
         """
-        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if wrong:
-            raise RuntimeError(
-                f"{', '.join(wrong)} at step {self.step}: expected finite losses; lower optim.lr, lengthen "
-                "optim.warmup, or try run.precision 32-true"
-            )
+        try:
+            return self.training_step(batches, weight)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).split("\n")[0]
+        # Here the failed step's tensors are free: the error held on to them.
+        given = count(batches[0])
+        if self.fabric.world_size > 1:
+            remedy = "lower --optim.batch_size"
+        elif fits := largest_batch(
+            lambda size: self.training_step([shrink(batches[0], size)], weight), given[0] - 1
+        ):
+            passes = self.config.optim.accumulate * -(-given[0] // fits)
+            remedy = f"{fits} + {count(shrink(batches[0], fits))[1]} fit: give --optim.batch_size {fits}"
+            if self.config.optim.unlabeled_batch_size:
+                remedy += f" --optim.unlabeled_batch_size {count(shrink(batches[0], fits))[1]}"
+            remedy += f", and --optim.accumulate {passes} for as many in a step"
+        else:
+            remedy = "no batch fits"
+        raise RuntimeError(
+            f"out of memory at step {self.step + 1}, in a pass of {given[0]} labelled and {given[1]} unlabelled "
+            f"pictures of {self.config.data.crop_size} px: {remedy}; or lower --data.crop_size, or use "
+            f"--run.precision bf16-mixed ({reason})"
+        )
 
-    def training_step(
-        self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None, weight: float
-    ) -> dict[str, Tensor]:
-        """Take one step; return its loss terms as tensors on the device, so that nothing waits for them."""
+    def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
+        """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.
+
+        Args:
+            batches: labelled and unlabelled batch of each pass.
+            weight: of L_u.
+
+        Raises:
+            NotFinite: an earlier step, or on the CPU this one, had a loss or gradient that is not finite.
+        """
         self.losses.train()
         set_learning_rate(self.optimizer, learning_rate(self.config.optim, self.step))
+        skip = self.config.run.nonfinite == "skip"
+        buffers = [buffer.clone() for buffer in self.network.buffers()] if skip else []
+        losses = self.accumulate(batches, weight)
+        flag = sound(losses, None if self.config.run.precision == "16-mixed" else self.network.parameters())
+        names = [batch["name"] for pair in batches for batch in pair if batch]
+        if skip and not self.everyone(flag):
+            self.skip(names, losses, buffers)
+        else:
+            self.skipped = 0
+            self.watch.add(self.step + 1, names, losses, flag)
+            self.optimizer.step()
+            average_batch_norms(self.fabric, self.network)
+            if self.teacher:
+                self.teacher.update(self.network, self.step)
+        return losses
 
-        losses = self.losses(
-            self.to_device(labeled), self.to_device(unlabeled) if unlabeled else None, weight
-        )
+    def accumulate(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
+        """Leave the gradient of a step in the parameters; return the loss terms of the whole step."""
+        moved = [
+            (self.to_device(labeled), self.to_device(unlabeled) if unlabeled else None)
+            for labeled, unlabeled in batches
+        ]
+        share: list[Tensor | None] = [None] * len(moved)
+        if len(moved) * self.fabric.world_size > 1:
+            module = self.losses.module
+            share = [*shares(self.fabric, torch.stack([module.denominators(*pair) for pair in moved]))]
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
-        self.optimizer.step()
-        if self.teacher:
-            self.teacher.update(self.network, self.step)
-        return {name: loss.detach() for name, loss in losses.items()}
+        total: dict[str, Tensor] = {}
+        for index, pair in enumerate(moved):
+            with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
+                losses = self.losses(*pair, weight, share[index])
+                self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
+            for name, loss in losses.items():
+                total[name] = total[name] + loss.detach() if name in total else loss.detach()
+        return total
+
+    def everyone(self, flag: Tensor) -> bool:
+        """Tell whether a flag is true in all processes; waits for the device."""
+        return bool(reduce(self.fabric, flag.float(), "mean") == 1)
+
+    def skip(self, names: list[list[str]], losses: dict[str, Tensor], buffers: list[Tensor]) -> None:
+        """Leave out a step that is not sound: weights and running statistics stay as they were.
+
+        Raises:
+            NotFinite: too many steps in succession were left out.
+        """
+        text = describe(self.step + 1, [name for batch in names for name in batch], losses)
+        self.skipped += 1
+        if self.skipped > MAX_SKIPPED:
+            raise NotFinite(f"{self.skipped} steps in succession; {text}")
+        logger.warning("skipped %s", text)
+        for buffer, former in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(former)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the tensors of a batch on the device, without waiting for them."""
@@ -190,54 +335,74 @@ class Trainer:
         }
 
     def evaluate(self) -> None:
-        """Score the evaluated network on the val list, log it, and keep it if it is the best so far."""
+        """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
+        began = time.monotonic()
         with self.fabric.autocast():
             self.scores = evaluate(
                 self.evaluated,
-                val_loader(self.config.data, self.data, self.config.model.in_channels),
+                val_loader(self.config.data, self.data, self.config.model.in_channels, **self.rank),
                 self.data.classes,
                 align_corners=self.config.method.align_corners,
+                total=lambda counts: reduce(self.fabric, counts, "sum"),
             )
+        seconds = time.monotonic() - began
+        if self.scored != self.step:  # else a finished run shows its results again
+            named = {
+                f"eval/{name}_IoU": iou
+                for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)
+            }
+            self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         self.scored = self.step
-        named = {f"IoU/{name}": iou for name, iou in zip(self.scores.classes, self.scores.iou, strict=True)}
-        self.fabric.log_dict({"mIoU": self.scores.miou, **named}, self.step)
         improved = self.best is None or self.scores.miou > self.best["miou"]
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
-            self.save("best.ckpt")
-        tqdm.write(
-            f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
-            + (", the best so far" if improved else "")
-        )
+            self.save(BEST)
+        if self.fabric.is_global_zero:
+            say(
+                f"step {self.step}/{self.config.optim.steps}: mIoU {100 * self.scores.miou:.2f} %"
+                + (", the best so far" if improved else "")
+                + f"; evaluated in {seconds:.1f} s"
+            )
+            if self.examples.due(self.step):
+                with self.fabric.autocast():
+                    self.examples.publish(self.evaluated, self.folder, self.step, self.tensorboard)
 
     def save(self, name: str) -> None:
-        """Write all that :meth:`restore` needs."""
-        checkpoint.save(
-            self.checkpoints / name,
-            {
-                "config": to_dict(self.config),
-                "classes": self.data.classes,
-                "background": self.data.background,
-                "step": self.step,
-                "scored": self.scored,
-                "seconds": self.seconds,
-                "best": self.best,
-                "model": self.network.state_dict(),
-                "teacher": self.teacher.model.state_dict() if self.teacher else None,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-        )
+        """Write all that :meth:`restore` needs as the newest checkpoint, ``LAST``, or as the best, ``BEST``.
 
-    def restore(self, path: Path) -> None:
-        """Go on where the run that wrote ``path`` was.
+        The first process alone does.
+        """
+        generators = gather(self.fabric, generator_states())
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "config": to_dict(self.config),
+            "classes": self.data.classes,
+            "background": self.data.background,
+            "step": self.step,
+            "scored": self.scored,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.network.state_dict(),
+            "teacher": self.teacher.model.state_dict() if self.teacher else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "generators": generators,
+        }
+        for log in self.fabric.loggers:  # a run that goes on from here has them up to here
+            log.save()
+        if name == LAST:
+            save_last(self.checkpoints, state, self.config.run.keep)
+        else:
+            checkpoint.save(self.checkpoints / name, state)
+
+    def restore(self, paths: Sequence[Path]) -> None:
+        """Go on where the run that wrote the first whole one of ``paths`` was.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of a run with another network, method or schedule.
+            ValueError: no checkpoint is whole, or it is of a run with another network, method or schedule.
         """
-        state = checkpoint.load(path)
+        path, state = load_first_whole(paths)
         ours = to_dict(self.config)
         differences = [
             f"{group}.{name}: {value} there, {ours[group].get(name)} here"
@@ -257,21 +422,58 @@ class Trainer:
             self.teacher.model.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
-        self.best = state["best"]
+        # The best of another folder is not copied, so here it is chosen anew.
+        self.best = self.kept_best() if is_own(self.checkpoints.parent, path) else None
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        generators = state["generators"]
+        if len(generators) == self.fabric.world_size:
+            set_generator_states(generators[self.fabric.global_rank])
+        elif self.fabric.is_global_zero:
+            logger.warning(
+                "%s is of a run with %d processes, this one has %d: the pictures of its steps will differ",
+                path,
+                len(generators),
+                self.fabric.world_size,
+            )
 
-    def continue_log(self) -> None:
-        """Take over what the log in the folder holds up to this step; the logger alone would delete it."""
-        path = Path(self.csv_log.log_dir, "metrics.csv")
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Experiment logs directory .* is not empty")
-            for row in rows:
-                step = int(row.pop("step"))
-                self.csv_log.log_metrics({name: float(value) for name, value in row.items() if value}, step)
+    def kept_best(self) -> dict[str, Any] | None:
+        """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from."""
+        try:
+            return checkpoint.load(self.checkpoints / BEST)["best"]
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logger.warning("%s; the best is chosen anew", error)
+            return None
+
+
+def count(pair: Batches) -> tuple[int, int]:
+    """Return how many labelled and unlabelled pictures a pass has."""
+    labeled, unlabeled = pair
+    return len(labeled["name"]), len(unlabeled["name"]) if unlabeled else 0
+
+
+def shrink(pair: Batches, size: int) -> Batches:
+    """Return the first ``size`` labelled pictures of a pass, and as large a part of the unlabelled ones."""
+    labeled, unlabeled = pair
+    part = size / len(labeled["name"])
+
+    def first(batch: dict[str, Any], count: int) -> dict[str, Any]:
+        return {name: values[:count] for name, values in batch.items()}
+
+    return first(labeled, size), first(
+        unlabeled, max(1, round(part * len(unlabeled["name"])))
+    ) if unlabeled else None
+
+
+def generator_states() -> list[Tensor]:
+    """Return the states of torch's generators: the CPU's and, on a GPU, that of the present device."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
+
+
+def set_generator_states(states: list[Tensor]) -> None:
+    """Set what :func:`generator_states` returned; a state of a GPU is left out where there is none."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states[1])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pseudoseg_fast.data.decode import open_whole
 from pseudoseg_fast.data.lists import Sample
 
 Pixels = NDArray[np.uint8]
@@ -79,6 +80,25 @@ def as_color(image: Pixels) -> Pixels:
 def blend(image: Pixels, color: Pixels, opacity: float) -> Pixels:
     """Lay ``color`` over ``image``, both uint8 [H, W, 3]."""
     return np.round(image * (1 - opacity) + color * opacity).astype(np.uint8)
+
+
+def grey(values: NDArray[np.float32]) -> Pixels:
+    """Return uint8 [H, W, 3] from black to white for values [H, W] in 0..1."""
+    return np.repeat(np.round(255 * values).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def activation(image: Pixels, strength: NDArray[np.float32], labels: Pixels, colors: Pixels) -> Pixels:
+    """Lay classes over a picture, dimmed and without its colours, as opaque as they are strong.
+
+    Args:
+        image: uint8 [H, W, 3].
+        strength: [H, W] in 0..1.
+        labels: class ids, uint8 [H, W].
+        colors: uint8 [C, 3].
+    """
+    dimmed = np.repeat(image.mean(axis=2, keepdims=True) / 2, 3, axis=2)
+    opacity = strength[..., None]
+    return np.round(dimmed * (1 - opacity) + colorize(labels, colors) * opacity).astype(np.uint8)
 
 
 def font(size: int = TEXT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -162,7 +182,7 @@ def tile_map(
     for predicted in (False, True):
         panel = Image.new("RGB", size, (12, 22, 44))
         for sample in [*others, *val]:
-            with Image.open(sample.image) as image:
+            with open_whole(sample.image) as image:
                 tile = np.array(image.convert("RGB"))
             if sample.name in predictions and sample.mask:
                 with Image.open(sample.mask) as mask:

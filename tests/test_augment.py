@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from pseudoseg_fast.augment import CUTOUT, WeakStrongViews, WeakView, random_square
+from pseudoseg_fast.augment import CUTOUT, ColorJitter, WeakStrongViews, WeakView, random_square, turn_hue
 
 MEAN = (0.5, 0.25, 0.75)
 MEAN_PIXEL = torch.tensor([128, 64, 191], dtype=torch.uint8)
@@ -74,8 +76,9 @@ def test_weak_and_strong_share_their_geometry():
     for seed in range(20):
         torch.manual_seed(seed)
         out = views(image)
-        assert torch.equal(out["weak"][:, out["valid"]], out["strong"][:, out["valid"]])
-        outside = out["strong"][:, ~out["valid"]]
+        strong, valid = out["strong"][0], out["valid"][0]
+        assert torch.equal(out["weak"][:, valid], strong[:, valid])
+        outside = strong[:, ~valid]
         assert torch.equal(outside, MEAN_PIXEL[:, None].expand_as(outside))
 
 
@@ -85,7 +88,7 @@ def test_strong_view_jitters_colours_and_leaves_the_weak_one_alone():
     out = WeakStrongViews(WeakView(64, scales=(1.0,)))(image)
     flipped = torch.equal(out["weak"], image.flip(-1))
     assert flipped or torch.equal(out["weak"], image)
-    assert (out["strong"] != out["weak"])[:, out["valid"]].float().mean() > 0.5
+    assert (out["strong"][0] != out["weak"])[:, out["valid"][0]].float().mean() > 0.5
 
 
 @pytest.mark.parametrize(("crop", "side"), [(513, 100), (321, 63), (128, 25)])
@@ -104,6 +107,21 @@ def test_cutout_keeps_to_the_crop_when_the_view_is_padded():
     for seed in range(10):
         torch.manual_seed(seed)
         assert views(image)["valid"].sum() == 33 * 33 - 10 * 10
+
+
+def test_strong_views_share_the_weak_ones_geometry_and_nothing_else():
+    image, _ = coordinates(64, 64)
+    out = WeakStrongViews(WeakView(48, mean=MEAN), (0.5, 0.5, 0, 0), cutout=0.25, views=2)(image)
+    assert out["strong"].shape == (2, 3, 48, 48)
+    assert out["valid"].shape == (2, 48, 48)
+    both = out["valid"].all(0)
+    assert not torch.equal(out["valid"][0], out["valid"][1])
+    assert not torch.equal(out["strong"][0][:, both], out["strong"][1][:, both])
+    for strong, valid in zip(out["strong"], out["valid"], strict=True):
+        assert torch.equal(strong[:, ~valid], MEAN_PIXEL[:, None].expand_as(strong[:, ~valid]))
+        # brighter or darker as a whole, and in the same place: pixels keep their order along the ramp
+        seen = torch.stack([out["weak"][0][valid], strong[0][valid]]).float()
+        assert torch.corrcoef(seen)[0, 1] > 0.9
 
 
 def test_cutout_is_invalid():
@@ -141,12 +159,36 @@ def test_bad_arguments_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("turns", [-0.25, 0.0, 0.1, 0.5])
+def test_hue_is_turned_as_torchvision_does(turns):
+    """Within one level, which rounding to the nearest and cutting off differ by; not at all where nothing turns."""
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    image[:, 0] = 128  # grey has no hue
+    turned = turn_hue(image, turns)
+    expected = functional.adjust_hue(image, turns)
+    assert (turned.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(turned[:, 0], image[:, 0])
+    if turns == 0:
+        assert torch.equal(turned, image)
+
+
+def test_jitter_draws_and_does_what_torchvisions_does():
+    image = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
+    for seed in range(8):
+        views = []
+        for jitter in (ColorJitter, v2.ColorJitter):
+            torch.manual_seed(seed)
+            views.append(jitter(0.5, 0.5, 0.5, 0.25)(image).int())
+        assert (views[0] - views[1]).abs().float().mean() < 1
+    assert torch.equal(ColorJitter(0, 0, 0, 0)(image), image)
+
+
 def test_pictures_of_many_channels_are_jittered_in_brightness_and_contrast():
     image = torch.arange(5 * 16 * 16, dtype=torch.float32).reshape(5, 16, 16).remainder(251).to(torch.uint8)
     weak = WeakView(16, scales=[1.0], mean=[0.5] * 5)
     views = WeakStrongViews(weak, (0.0, 0.0, 0.5, 0.25), cutout=0.0)(image)
-    assert torch.equal(views["strong"], views["weak"])
+    assert torch.equal(views["strong"][0], views["weak"])
     views = WeakStrongViews(weak, (0.5, 0.5, 0.5, 0.25), cutout=0.0)(image)
-    assert views["strong"].shape == image.shape
+    assert views["strong"].shape == (1, *image.shape)
     assert views["strong"].dtype == torch.uint8
-    assert not torch.equal(views["strong"], views["weak"])
+    assert not torch.equal(views["strong"][0], views["weak"])

@@ -1,6 +1,8 @@
+import hashlib
 import os
 import pickle
 import resource
+import zipfile
 from contextlib import contextmanager
 
 import pytest
@@ -79,14 +81,73 @@ def test_a_missing_file_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.ckpt")
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, share):
+DAMAGED = r"last.ckpt cannot be read as a checkpoint, it is damaged or of another kind: "
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The bytes of a checkpoint and where it lies."""
     path = tmp_path / "last.ckpt"
     checkpoint.save(path, STATE)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"last.ckpt cannot be read as a checkpoint, it is damaged"):
+    return path.read_bytes(), path
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(whole, share):
+    content, path = whole
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=DAMAGED):
         checkpoint.load(path)
+
+
+def test_a_file_is_refused_wherever_it_is_cut(whole):
+    content, path = whole
+    with path.open("r+b") as file:
+        for size in reversed(range(len(content))):
+            file.truncate(size)
+            with pytest.raises(ValueError, match=DAMAGED):
+                checkpoint.load(path)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(whole):
+    content, path = whole
+    checkpoint.load(path)
+    with path.open("r+b", buffering=0) as file:
+        for index, byte in enumerate(content):
+            file.seek(index)
+            file.write(bytes([byte ^ 1 << index % 8]))
+            with pytest.raises(ValueError, match=DAMAGED):
+                checkpoint.load(path)
+            file.seek(index)
+            file.write(bytes([byte]))
+    checkpoint.load(path)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"x" * 100])
+def test_a_file_with_more_at_its_end_is_refused(whole, more):
+    content, path = whole
+    path.write_bytes(content + more)
+    with pytest.raises(ValueError, match=DAMAGED):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_written_by_other_means_is_refused(whole):
+    state = torch.load(whole[1], weights_only=True)
+    torch.save(state, whole[1])
+    with pytest.raises(ValueError, match=DAMAGED + "there is no checksum at its end"):
+        checkpoint.load(whole[1])
+
+
+def test_torch_and_zip_read_a_checkpoint_as_any_other(whole):
+    assert torch.equal(torch.load(whole[1], weights_only=True)["model"]["weight"], STATE["model"]["weight"])
+    mapped = torch.load(whole[1], weights_only=True, mmap=True)
+    assert torch.equal(mapped["model"]["weight"], STATE["model"]["weight"])
+    with zipfile.ZipFile(whole[1]) as archive:
+        assert archive.testzip() is None
+        archived = (
+            whole[0].removesuffix(len(archive.comment).to_bytes(2, "little") + archive.comment) + b"\0\0"
+        )
+        assert archive.comment.decode() == f"sha256={hashlib.sha256(archived).hexdigest()}"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,17 @@ def test_a_file_counts_for_more_than_a_preset_of_its_name(tmp_path, monkeypatch)
     assert parse(*DATA[1:], "--config", "demo").data.root == "here"
 
 
+@pytest.mark.parametrize("before", [["--run.resume"], ["--run.resume", "true"], ["--run.resume", "auto"]])
+@pytest.mark.parametrize("after", [[], ["--optim.steps", "3"]], ids=["last", "in between"])
+def test_resume_goes_on_with_the_newest_however_it_is_said(before, after):
+    assert parse(*DATA, *before, *after).run.resume == "auto"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("runs/x", "runs/x"), ("false", None), ("null", None)])
+def test_resume_takes_a_path_or_nothing(given, expected):
+    assert parse(*DATA, f"--run.resume={given}").run.resume == expected
+
+
 BAD = {
     "nothing given": (
         [],
@@ -117,6 +128,7 @@ BAD = {
     ),
     "gamma": ([*DATA, "--method.gamma=1.5"], ["method.gamma must be in [0, 1], got 1.5"]),
     "log_every": ([*DATA, "--run.log_every=0"], ["run.log_every must be at least 1 step, got 0"]),
+    "keep": ([*DATA, "--run.keep=0"], ["run.keep must be at least 1 checkpoint, got 0"]),
     "mixed pictures with tags": (
         [*DATA, "--method.image_labels=true", "--method.cutmix=0.5"],
         ["method.image_labels and method.cutmix do not go together"],

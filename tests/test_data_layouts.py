@@ -12,7 +12,9 @@ from PIL import Image
 
 from pseudoseg_fast.config import DataConfig, parse_config
 from pseudoseg_fast.data.layouts import LAYOUTS, cityscapes, coco, guess, read_tree
-from pseudoseg_fast.data.lists import DataError, Index, read_list, read_unlabeled, walk
+from pseudoseg_fast.data.listing import walk
+from pseudoseg_fast.data.lists import DataError, Index, read_list
+from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data
 from pseudoseg_fast.evaluate import evaluate
@@ -170,6 +172,38 @@ def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):
     assert "no labelled picture shows road, car: nothing can teach these 2 of 3 classes" in caplog.text
 
 
+def test_tags_from_hidden_masks(tmp_path, caplog):
+    root = arrange(tmp_path, "folder")
+    (root / "classes.txt").write_text("background\nsky\nroad\n")
+    for name, value in (("b", 2), ("d", 0)):
+        save(root / f"images/train/{name}.jpg")
+        save(root / f"masks/train/{name}.png", value)
+    save(root / "images/train/e.jpg")
+    (root / "labeled.txt").write_text("images/train/a\n")
+    with caplog.at_level(logging.INFO):
+        data = read_data(DataConfig(str(root), labeled="labeled.txt", layout="folder", tags="masks"))
+    expected = {"images/train/b.jpg": (2,), "images/train/d.jpg": (0,)}
+    assert dict(data.tags) == expected
+    assert all(sample.mask is None for sample in data.unlabeled)
+    assert "the hidden masks of 2 of 4 unlabelled pictures are read, for their tags alone" in caplog.text
+    lines = [*(f"{name} masks/train/{Path(name).stem}.png" for name in expected), "images/train/e.jpg"]
+    (root / "unlabeled.txt").write_text("".join(f"{line}\n" for line in lines))
+    for unlabeled, layout in (("unlabeled.txt", "lists"), ("images/train", "folder")):
+        config = DataConfig(
+            str(root),
+            layout=layout,
+            labeled="labeled.txt",
+            unlabeled=unlabeled,
+            val="val.txt",
+            tags="masks",
+            background=None,
+        )
+        (root / "val.txt").write_text("images/val/c.jpg masks/val/c.png\n")
+        (root / "labeled.txt").write_text("images/train/a.jpg masks/train/a.png\n")
+        tags = dict(read_data(config).tags)
+        assert {name: tags[name] for name in expected} == expected, unlabeled
+
+
 def test_a_folder_of_no_layout(tmp_path):
     arrange(tmp_path / "VOCdevkit" / "VOC2012", "voc")
     with pytest.raises(DataError) as error:
@@ -262,7 +296,7 @@ def losses(root, folder, changes):
         unlabeled_loader(config, trainer.data, trainer.network, 0),
         strict=True,
     )
-    steps = [trainer.training_step(labeled, unlabeled, weight=1.0) for labeled, unlabeled in batches]
+    steps = [trainer.training_step([(labeled, unlabeled)], 1.0) for labeled, unlabeled in batches]
     scores = evaluate(trainer.network, val_loader(config.data, trainer.data), trainer.data.classes)
     return [{name: float(value) for name, value in terms.items()} for terms in steps], scores.miou
 

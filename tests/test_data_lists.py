@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pseudoseg_fast.data.lists import DataError, read_classes, read_list, read_tags, read_unlabeled
+from pseudoseg_fast.data.lists import DataError, read_classes, read_list
+from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.tags import read_tags
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_classes(root):
 def test_tags(root):
     classes = ["background", "skin", "hair"]
     path = write(root / "tags.csv", "image,tags\nimages/a.jpg,skin; hair\nimages/c.jpg,\n")
-    assert read_tags(path, classes) == {"images/a.jpg": {"skin", "hair"}, "images/c.jpg": set()}
+    assert read_tags(path, classes) == {"images/a.jpg": (1, 2), "images/c.jpg": ()}
 
 
 @pytest.mark.parametrize(

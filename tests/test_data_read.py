@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
@@ -163,3 +163,21 @@ def test_check_masks_knows_masks_drawn_in_black_and_white(tmp_path):
     entry = sample(tmp_path, np.where(IDS == 1, 255, 0).astype(np.uint8))
     with pytest.raises(DataError, match="write 1 for the foreground"):
         check_masks([entry], Labels(2))
+
+
+def test_a_large_jpeg_is_decoded_smaller(tmp_path, monkeypatch):
+    """The mask still covers the picture, and the picture is nearly what the whole one would be made."""
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    pixels = pixels.resize((303, 201), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels.save(tmp_path / "a.jpg", exif=exif)
+    Image.new("L", (201, 303), 1).save(tmp_path / "a.png")
+    sample = Sample("a.jpg", tmp_path / "a.jpg", tmp_path / "a.png")
+    image, mask = read_sample(sample, Labels(2), short_side=40)
+    assert image.shape == (3, 60, 40)
+    assert mask.shape == (60, 40)
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda self, mode, size: None)
+    whole, _ = read_sample(sample, Labels(2), short_side=40)
+    assert (image.float() - whole.float()).abs().mean() < 2

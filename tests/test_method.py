@@ -83,6 +83,8 @@ def test_defaults_are_the_papers():
         "start_u": 0,
         "ramp_u": 0,
         "ema": 0.0,
+        "strong_views": 1,
+        "joint": "auto",
     }
 
 

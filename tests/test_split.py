@@ -4,7 +4,8 @@ import tiny
 from PIL import Image
 
 from pseudoseg_fast import split
-from pseudoseg_fast.data.lists import read_list, read_unlabeled
+from pseudoseg_fast.data.lists import read_list
+from pseudoseg_fast.data.pool import read_unlabeled
 
 
 @pytest.fixture

@@ -121,16 +121,20 @@ BEFORE_THE_FIRST_STEP = {
     ),
     "workers": (None, {"data.workers": -1}, ["num_workers"]),
     "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
-    "nothing to go on with": (None, {"run.resume": "auto"}, ["found no file", "checkpoints/last.ckpt"]),
     "resume without a folder": (None, {"run.resume": "auto", "run.dir": None}, ["give --run.dir DIR"]),
     "resume nowhere": (
         None,
         {"run.resume": "x.ckpt"},
-        ["expects a checkpoint of a run, found no file x.ckpt"],
+        ["expects a checkpoint of a run, or its folder, found no file x.ckpt"],
     ),
     "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
     "class weights": (None, {"method.class_weight": [1, 2]}, ["a weight for each of the 3 classes", "got 2"]),
     "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
+    "tags from masks that are not there": (
+        None,
+        {"method.image_labels": "true", "data.tags": "masks"},
+        ["none has one", "second column of --data.unlabeled LIST"],
+    ),
     "no tags": (None, {"method.image_labels": "true"}, ["give --data.tags FILE"]),
 }
 
@@ -218,10 +222,11 @@ def test_a_bad_checkpoint_is_refused(root, tmp_path, trained, capsys, damage, ex
     damage(path)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    assert train.main(tiny.options(root, folder, {"optim.steps": 1, "run.resume": "auto"})) == 2
+    assert train.main(tiny.options(root, folder, {"optim.steps": 1, "run.resume": path})) == 2
     message = capsys.readouterr().err
     assert str(path) in message
     assert expected in message
+    assert message.endswith("beside it are step-1.ckpt, best.ckpt\n")
     assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     assert tiny.status(evaluate.main, [f"--checkpoint={path}"]) == 2

@@ -1,19 +1,21 @@
 """Stopping a run and going on: bitwise the run that never stopped."""
 
+import functools
 import json
 import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import tiny
-import torch
+from same_runs import assert_same, assert_same_runs
 
-from pseudoseg_fast import train, trainer
+from pseudoseg_fast import checkpoint, train, trainer
 from pseudoseg_fast.trainer import Trainer
 
 STEPS = 6
@@ -64,34 +66,6 @@ def command_to_go_on(printed):
     return shlex.split(arguments)
 
 
-def assert_same(one, other, where="state"):
-    """All that two checkpoints hold is the same to the bit, but for the seconds and the folder."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one.keys() - {"seconds", "dir"}:
-            assert_same(one[name], other[name], f"{where}[{name}]")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
-
-
-def assert_same_runs(one, other):
-    for name in ("last", "best"):
-        ours, theirs = (tiny.checkpoint(folder, name) for folder in (one, other))
-        assert_same(ours | {"config": None}, theirs | {"config": None})
-    rows = [tiny.log(folder) for folder in (one, other)]
-    for row in [*rows[0], *rows[1]]:
-        row.pop("images/s", None)
-    assert rows[0] == rows[1]
-    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
-    assert results[0]["miou"] == results[1]["miou"]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [3, 4], ids=["between evaluations", "where an evaluation is due"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
@@ -131,6 +105,73 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, m
     assert tiny.log(folder)[-1]["step"] == 5
     assert train.main([*options, "--run.resume=auto"]) == 0
     assert_same_runs(whole, folder)
+
+
+def flip_a_bit(path):
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(root, whole, tmp_path, caplog):
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 3})
+    assert train.main(options) == 0
+    flip_a_bit(folder / "checkpoints" / "last.ckpt")
+    assert train.main([*options, "--run.resume"]) == 0
+    assert f"going on with {folder / 'checkpoints' / 'step-3.ckpt'}, of step 3, instead" in caplog.messages
+    assert_same_runs(whole, folder)
+
+
+def test_a_damaged_best_is_chosen_anew(root, whole, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    flip_a_bit(folder / "checkpoints" / "best.ckpt")
+    assert train.main(tiny.options(root, folder, CHANGES | {"run.resume": "auto"})) == 0
+    assert any(
+        "best.ckpt cannot be read" in message and "chosen anew" in message for message in caplog.messages
+    )
+    best = checkpoint.load(folder / "checkpoints" / "best.ckpt")
+    assert best["step"] == STEPS
+    assert best["best"] == tiny.checkpoint(folder)["best"]
+    assert json.loads((folder / "result.json").read_text())["miou"]["best_step"] == STEPS
+
+
+def test_a_best_that_is_newer_than_the_last_stays_the_best(root, whole, tmp_path):
+    """As after a crash between the two, and with arithmetic that does not repeat itself to the bit."""
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 3, "run.keep": 9})
+    assert train.main(options) == 0
+    path = folder / "checkpoints" / "best.ckpt"
+    state = checkpoint.load(path)
+    checkpoint.save(path, state | {"best": {**state["best"], "step": 4, "miou": 0.99}})
+    content = path.read_bytes()
+    for name in ("last.ckpt", "step-6.ckpt"):
+        (folder / "checkpoints" / name).unlink()
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert path.read_bytes() == content
+    assert json.loads((folder / "result.json").read_text())["miou"] | {"last": 0} == {
+        "best": 0.99,
+        "best_step": 4,
+        "last": 0,
+    }
+
+
+def test_auto_begins_a_run_in_place_of_one_that_never_came_to_a_checkpoint(
+    root, whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    options = [*tiny.options(root, folder, CHANGES), "--run.resume=auto"]
+    with monkeypatch.context() as patch:
+        during(patch, Trainer, "training_step", 2, functools.partial(interrupt, signal.SIGINT))
+        during(patch, Trainer, "save", 1, functools.partial(exec, "raise KeyboardInterrupt"))
+        assert train.main(options) == 130
+    assert [row["step"] for row in tiny.log(folder)] == [1, 2]
+    assert train.main(options) == 0
+    assert_same_runs(whole, folder)
+    assert len(list((folder / "log").glob("events*"))) == 1
 
 
 def test_a_stop_during_an_evaluation_is_saved(root, whole, tmp_path, monkeypatch, capsys):
@@ -255,6 +296,17 @@ def test_a_run_goes_on_in_no_other_runs_folder(root, whole, tmp_path, capsys):
     assert tiny.checkpoint(tmp_path / "other")["step"] == 1
 
 
+def test_a_run_that_goes_on_in_place_of_another_does_not_take_over_its_best(root, whole, tmp_path):
+    folder = tmp_path / "other"
+    assert train.main(tiny.options(root, folder, CHANGES | {"optim.steps": 1})) == 0
+    path = folder / "checkpoints" / "best.ckpt"
+    state = checkpoint.load(path)
+    checkpoint.save(path, state | {"best": state["best"] | {"miou": 0.99}})
+    changes = CHANGES | {"run.resume": whole, "run.overwrite": "true"}
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    assert checkpoint.load(path)["step"] == STEPS
+
+
 def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     options = tiny.options(root, folder, CHANGES)
@@ -270,7 +322,17 @@ def test_nothing_of_an_overwritten_run_is_left_but_what_is_not_its_own(root, tmp
     during(monkeypatch, Trainer, "training_step", 1, interrupt)
     assert train.main([*options, "--run.overwrite=true"]) == 130
     assert tiny.checkpoint(folder)["step"] == 1
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", "log"]
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.ckpt", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "log",
+        "run.json",
+    ]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.ckpt",
+        "notes.txt",
+        "step-1.ckpt",
+    ]
     assert [row["step"] for row in tiny.log(folder)] == [1]
     assert len(list((folder / "log").glob("events*"))) == 1

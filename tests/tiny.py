@@ -63,6 +63,7 @@ def options(root, folder, changes=None):
         "optim.batch_size": 2,
         "run.dir": folder,
         "run.accelerator": "cpu",
+        "run.draw_every": 0,
     } | (changes or {})
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
@@ -81,6 +82,13 @@ def checkpoint(folder, name="last"):
 
 
 def log(folder):
-    """The rows of a run's CSV log, without empty columns, as numbers."""
+    """The rows of a run's CSV log, without empty columns, as numbers; names without ``train/`` and ``eval/``."""
     with (folder / "log" / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {
+                name.removeprefix("train/").removeprefix("eval/"): float(value)
+                for name, value in row.items()
+                if value
+            }
+            for row in csv.DictReader(file)
+        ]

@@ -74,7 +74,7 @@ def find(spec: Spec) -> Library | None:
         pattern = f"{digest}-{find_toolchain(spec).key(spec)}"
     except BuildError:
         pattern = f"{digest}-*"
-    for folder in filter(_trusted, cache_folders()):
+    for folder in filter(trusted, cache_folders()):
         for path in sorted(folder.glob(f"{pattern}/{spec.filename}")):
             return Library(path, "cached")
     return None
@@ -95,7 +95,7 @@ def ensure(spec: Spec) -> Library:
     for folder in cache_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _trusted(folder):
+            if not trusted(folder):
                 raise PermissionError(f"{folder} belongs to another user or can be written by others")
             return Library(_build(spec, toolchain, folder / key), "cached")
         except OSError as error:
@@ -111,7 +111,7 @@ def _build(spec: Spec, toolchain: Toolchain, home: Path) -> Path:
     """Build the library into the folder `home` of its key, unless another process just did."""
     home.mkdir(exist_ok=True)
     target = home / spec.filename
-    with _lock(home / "lock"):
+    with lock(home / "lock"):
         if target.is_file():
             return target
         _remove_leftovers(home)
@@ -123,7 +123,7 @@ def _build(spec: Spec, toolchain: Toolchain, home: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Hold the builder's lock, or go on without it where the file system has none or its holder hangs."""
     lock = FileLock(path, timeout=_LOCK_SECONDS)
     try:
@@ -161,7 +161,7 @@ def _private_folder() -> Path:
     return Path(tempfile.gettempdir()).absolute() / f"pseudoseg_fast-{os.getuid()}"
 
 
-def _trusted(folder: Path) -> bool:
+def trusted(folder: Path) -> bool:
     """Tell whether only this user can have put files there; asked of the folder under the shared one alone."""
     if sys.platform == "win32" or folder != _private_folder():
         return True

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
 MAX_UNREADABLE = 0.01
-_REPLACEMENTS = 32
+MAX_REPLACEMENTS = 32
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
         if on_corrupt not in ("raise", "skip"):
             raise ValueError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}")
-        self.samples = list(samples)
+        self.samples = samples
         self.labels = labels
         self.transform = transform
         self.short_side = short_side
@@ -88,7 +88,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
                 if not self.skip_corrupt:
                     raise
                 corrupt.append(self.samples[index].name)
-                if len(corrupt) > _REPLACEMENTS:
+                if len(corrupt) > MAX_REPLACEMENTS:
                     raise DataError(
                         f"no readable picture in {len(corrupt)} draws; the last: {error}"
                     ) from error
@@ -96,21 +96,28 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         item = self._transformed(image, mask, seed)
         return {**item, "name": self.samples[index].name, "corrupt": tuple(corrupt)}
 
+    def load(self, sample: Sample, seed: int) -> dict[str, Any]:
+        """Return the item of a sample that need not be one of the set's, without the key ``corrupt``.
+
+        Raises:
+            UnreadableImage: its picture cannot be decoded.
+        """
+        return {**self._transformed(*self._decode(sample), seed), "name": sample.name}
+
     def _read(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Return image and mask of a sample, from the cache where it has them; the caller may write to them."""
         if self._cache is not None and index in self._cache:
             image, mask = self._cache[index]
             return image.clone(), None if mask is None else mask.clone()
-        image, mask = read_sample(
-            self.samples[index],
-            self.labels,
-            short_side=self.short_side,
-            channels=self.in_channels,
-            white=self.white,
-        )
+        image, mask = self._decode(self.samples[index])
         if self._cache is not None:
             self._cache[index] = (image.clone(), None if mask is None else mask.clone())
         return image, mask
+
+    def _decode(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
+        return read_sample(
+            sample, self.labels, short_side=self.short_side, channels=self.in_channels, white=self.white
+        )
 
     def _transformed(self, image: Tensor, mask: Tensor | None, seed: int | None) -> dict[str, Tensor]:
         """Return the transform's views, drawn from a generator of their own when there is a seed."""

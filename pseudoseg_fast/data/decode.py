@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.lists import DataError, File
 
 UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError),
@@ -37,7 +38,7 @@ class UnreadableImage(DataError):
     """A picture whose file is damaged or no picture at all."""
 
 
-def open_upright(path: Path, max_pixels: int | None = None) -> Image.Image:
+def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
     """Decode a picture in the mode of its file, upright, as its EXIF orientation says.
 
     Args:
@@ -74,7 +75,9 @@ def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
     return image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels])
 
 
-def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDArray[np.uint8]:
+def read_image(
+    path: File, channels: int = 3, white: float | None = None, at_least: int = 0
+) -> NDArray[np.uint8]:
     """Read a picture upright, as its EXIF orientation says, as uint8 [H, W] for one channel or [H, W, channels].
 
     Grey and colour are turned into each other as ``channels`` wants, and an alpha channel is dropped. Any other number
@@ -84,6 +87,8 @@ def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDA
         path: the file.
         channels: 1 for grey, 3 for colour, or the number that the file has.
         white: value that becomes 255 in pictures of more than 8 bits, 0 staying 0; None keeps the high byte of 16.
+        at_least: where not 0, a JPEG may come at a half, a quarter or an eighth of its size, as long as its shorter
+            side keeps this many pixels: what is to be made small is decoded several times faster.
 
     Raises:
         UnreadableImage: the file cannot be decoded.
@@ -92,7 +97,7 @@ def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDA
     try:
         if channels in IMAGE_MODES:
             try:
-                return _read_pillow(path, channels, white)
+                return _read_pillow(path, channels, white, at_least)
             except UnidentifiedImageError:
                 if path.suffix.lower() not in _TIFF:
                     raise
@@ -114,7 +119,7 @@ def read_image(path: Path, channels: int = 3, white: float | None = None) -> NDA
     return pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: File) -> tuple[int, int]:
     """Return height and width of the upright picture from a file's header.
 
     Raises:
@@ -138,7 +143,7 @@ def image_size(path: Path) -> tuple[int, int]:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
 
 
-def describe_file(path: Path) -> tuple[str, bool, float | None]:
+def describe_file(path: File) -> tuple[str, bool, float | None]:
     """Return how a file stores its pixels, whether EXIF turns it, and the largest value where it has more than 8 bits.
 
     Raises:
@@ -167,9 +172,11 @@ def describe_file(path: Path) -> tuple[str, bool, float | None]:
     return f"{channels} channels of {pixels.dtype}", False, peak
 
 
-def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.uint8]:
+def _read_pillow(path: File, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
     """Read a grey or colour picture."""
     with open_whole(path) as file:
+        if at_least:
+            file.draft(None, (at_least, at_least))  # keeps the mode
         # Pillow's decoders name their raw format in the tile; 16-bit colour is 8-bit by the time it is decoded.
         raw = str(file.tile[0][3]) if file.tile else ""
         if white is not None and _DEEP_COLOR in raw:
@@ -181,19 +188,19 @@ def _read_pillow(path: Path, channels: int, white: float | None) -> NDArray[np.u
         image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_to_bytes(np.asarray(image), white, path))
-    return np.array(image.convert(IMAGE_MODES[channels]))
+    return np.array(image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels]))
 
 
-def open_whole(path: Path) -> Image.Image:
+def open_whole(path: File) -> Image.Image:
     """Open a picture that Pillow can read whole.
 
     Raises:
         UnreadableImage: it is no file, or PostScript, for which Pillow starts a program.
         UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone.
     """
-    if path.exists() and not path.is_file():
+    if isinstance(path, Path) and path.exists() and not path.is_file():
         raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
-    image = Image.open(path)
+    image = Image.open(_file(path))
     if image.format == "EPS":
         image.close()
         raise UnreadableImage(f"{path} is PostScript, a program; expected a picture such as PNG or JPEG")
@@ -203,7 +210,12 @@ def open_whole(path: Path) -> Image.Image:
     return image
 
 
-def _read_channels(path: Path) -> NDArray[Any]:
+def _file(path: File) -> Path | io.BytesIO:
+    """Return what libraries open."""
+    return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+
+
+def _read_channels(path: File) -> NDArray[Any]:
     """Read a file as [H, W] or [H, W, channels], as it is."""
     if path.suffix.lower() not in _TIFF:
         with open_whole(path) as image:
@@ -215,7 +227,7 @@ def _read_channels(path: Path) -> NDArray[Any]:
             f"{path} is a TIFF file that only the package tifffile can read; run: pip install 'pseudoseg-fast[tiff]'"
         ) from error
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(_file(path)) as file:
             pixels, axes = file.series[0].asarray(), file.series[0].axes
     except (
         Exception
@@ -232,7 +244,7 @@ def _read_channels(path: Path) -> NDArray[Any]:
     return pixels
 
 
-def _to_bytes(pixels: NDArray[Any], white: float | None, path: Path) -> NDArray[np.uint8]:
+def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[np.uint8]:
     """Scale pixels of any type to 0..255."""
     if pixels.dtype == np.uint8:
         return pixels

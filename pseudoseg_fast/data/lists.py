@@ -1,4 +1,4 @@
-"""Lists of samples, class names and image tags: the text files that describe a data set.
+"""Lists of samples and class names: the text files that describe a data set.
 
 A list has one sample a line: an image, and for labelled samples its mask, both relative to the data set's root. Columns
 are separated by tabs where a line has one, else by spaces. Blank lines and lines that start with ``#`` are skipped.
@@ -7,15 +7,14 @@ Where a layout has found the pictures, a line may name one in any way that is pl
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +26,89 @@ class DataError(ValueError):
     """Something is wrong with the files of a data set; the text names the file and the remedy."""
 
 
+class Member(NamedTuple):
+    """A file inside an uncompressed tar file.
+
+    Attributes:
+        shard: the tar file.
+        name: of the file in it.
+        offset: where its bytes begin.
+        size: how many there are.
+    """
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def suffix(self) -> str:
+        """End of the name, as of a path."""
+        return os.path.splitext(self.name)[1]
+
+    def is_file(self) -> bool:
+        """Say whether the tar file is there."""
+        return self.shard.is_file()
+
+    def read_bytes(self) -> bytes:
+        """Return its bytes."""
+        data = os.pread(_opened(str(self.shard)).fileno(), self.size, self.offset)
+        if len(data) < self.size:
+            raise OSError(f"{self.shard} ends within {self.name}; was it replaced?")
+        return data
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+class Blob(NamedTuple):
+    """The bytes of a file that is nowhere on a disk.
+
+    Attributes:
+        name: for messages, and for the kind of file.
+        data: the bytes.
+    """
+
+    name: str
+    data: bytes
+
+    @property
+    def suffix(self) -> str:
+        """End of the name, as of a path."""
+        return os.path.splitext(self.name)[1]
+
+    def is_file(self) -> bool:
+        """Say that the bytes are there."""
+        return True
+
+    def read_bytes(self) -> bytes:
+        """Return the bytes."""
+        return self.data
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File: TypeAlias = Path | Member | Blob
+
+
+@functools.lru_cache(maxsize=128)
+def _opened(path: str) -> BinaryIO:
+    """Return an open file; opening one for each picture would keep a network file system busy with little else."""
+    return open(path, "rb", buffering=0)
+
+
 class Sample(NamedTuple):
     """One picture of a list.
 
     Attributes:
         name: the image's path relative to the root, with forward slashes.
-        image: path of the image file.
+        image: path of the image file, its place in a tar file, or its bytes.
         mask: path of the mask file, or None for unlabelled samples.
     """
 
     name: str
-    image: Path
+    image: File
     mask: Path | None = None
 
 
@@ -49,7 +120,7 @@ class Index:
         image_end: end of the pictures' stems that lists may leave out.
     """
 
-    def __init__(self, samples: Sequence[Sample] = (), image_end: str = "") -> None:
+    def __init__(self, samples: Iterable[Sample] = (), image_end: str = "") -> None:
         self.samples = samples
         self.image_end = image_end
 
@@ -78,7 +149,7 @@ class Index:
 def read_list(
     path: str | Path,
     root: str | Path,
-    masks: Literal["required", "ignored"] = "required",
+    masks: Literal["required", "optional", "ignored"] = "required",
     index: Index | None = None,
 ) -> list[Sample]:
     """Read a list of samples and check that every file it names exists.
@@ -86,16 +157,17 @@ def read_list(
     Args:
         path: the list, relative to the working directory or else to ``root``.
         root: folder that the list's paths are relative to and must not leave; a leading slash means the root, too.
-        masks: ``"required"`` wants a mask for each picture, from the second column or from ``index``; ``"ignored"``
-            wants none and neither reads nor checks a second column: an unlabelled picture needs no mask file.
+        masks: ``"required"`` wants a mask for each picture, from the second column or from ``index``; ``"optional"``
+            takes those that there are; ``"ignored"`` wants none and neither reads nor checks a second column: an
+            unlabelled picture needs no mask file.
         index: what a layout has found. Pictures that are no path below the root, and masks that a line does not name
             or that are not there, are looked up in it.
 
     Raises:
         DataError: the list is missing or empty, lacks a mask, leaves the root, or names missing files.
     """
-    if masks not in ("required", "ignored"):
-        raise ValueError(f"masks must be 'required' or 'ignored', got {masks!r}")
+    if masks not in ("required", "optional", "ignored"):
+        raise ValueError(f"masks must be 'required', 'optional' or 'ignored', got {masks!r}")
     root = Path(os.path.abspath(root))
     path = find_file(path, root)
     index = index or Index()
@@ -107,7 +179,9 @@ def read_list(
         image, mask = _columns(line, masks, where)
         sample = _picture(root, image, index, where)
         sample = (
-            sample._replace(mask=None) if masks == "ignored" else _with_mask(sample, mask, root, index, where)
+            sample._replace(mask=None)
+            if masks == "ignored"
+            else _with_mask(sample, mask, root, index, where, masks)
         )
         replaced += mask is not None and sample.mask is not None and sample.mask != _inside(root, mask, where)
         missing += [f"line {number}: {file}" for file in sample[1:] if file and not file.is_file()]
@@ -122,24 +196,6 @@ def read_list(
     if replaced:
         logger.info("%s: %d masks are not there; those of the layout take their place", path, replaced)
     return samples
-
-
-def read_unlabeled(path: str | Path, root: str | Path, index: Index | None = None) -> list[Sample]:
-    """Read unlabelled samples from a list, or take every picture below a folder, sorted by path.
-
-    Args:
-        path: a list or a folder, relative to the working directory or else to ``root``.
-        root: the data set's root.
-        index: as for :func:`read_list`.
-
-    Raises:
-        DataError: as :func:`read_list`, or the folder holds no picture.
-    """
-    root = Path(os.path.abspath(root))
-    for folder in (Path(path), root / path):
-        if folder.is_dir():
-            return _read_folder(Path(os.path.abspath(folder)), root)
-    return read_list(path, root, "ignored", index)
 
 
 def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
@@ -158,45 +214,6 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
             f"{path} names {len(names)} classes; expected 1 to 255, one a line in the order of the mask ids"
         )
     return names
-
-
-def read_tags(
-    path: str | Path, classes: Sequence[str], root: str | Path | None = None
-) -> dict[str, set[str]]:
-    """Read image-level labels: a CSV file with the columns ``image`` and ``tags``, tags separated by ``;``.
-
-    Returns:
-        The classes of each picture by its name, the path relative to the root.
-
-    Raises:
-        DataError: the file is missing or empty, lacks a column, repeats a picture, or has a tag that is no class.
-    """
-    path = find_file(path, root)
-    tags: dict[str, set[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if lacking := {"image", "tags"}.difference(reader.fieldnames or ()):
-            raise DataError(
-                f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', "
-                f"got {','.join(reader.fieldnames or ())!r}"
-            )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                raise DataError(
-                    f"{where}: expected two columns, got {len(row) + 1} or more; separate tags by ;"
-                )
-            names = {tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()}
-            for unknown in sorted(names.difference(classes)):
-                raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")
-            if row["image"] in tags:
-                raise DataError(
-                    f"{where}: {row['image']} has tags already; expected one line for each picture"
-                )
-            tags[row["image"]] = names
-    if not tags:
-        raise DataError(f"{path} is empty; expected one picture a line below the header image,tags")
-    return tags
 
 
 def find_file(path: str | Path, root: str | Path | None = None) -> Path:
@@ -246,7 +263,7 @@ def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
             f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}; "
             "separate the columns by a tab when names have spaces, and end a single one with a tab"
         )
-    return columns[0], columns[1] if len(columns) == 2 and masks == "required" else None
+    return columns[0], columns[1] if len(columns) == 2 and masks != "ignored" else None
 
 
 def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
@@ -268,13 +285,13 @@ def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
     return found[0] if found else Sample(path.relative_to(root).as_posix(), path)
 
 
-def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where: str) -> Sample:
+def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where: str, masks: str) -> Sample:
     """Return the sample with the mask that its line names, or the layout's where it names none or a missing one."""
     named = _inside(root, mask, where) if mask else None
     if named is None or not named.is_file():
         known = sample.mask or next((found.mask for found in index.find(sample.name)), None)
         named = known or named
-    if named is None and sample.image.is_file():
+    if named is None and masks == "required" and sample.image.is_file():
         raise DataError(
             f"{where}: expected 'image mask', got only {sample.name!r}; a labelled list needs both, or a "
             "--data.layout that knows the mask of each picture"
@@ -292,33 +309,3 @@ def _inside(root: Path, text: str, where: str) -> Path:
         if not (text.startswith("/") and path.is_relative_to(root) and path.exists()):
             raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
     return path
-
-
-def _read_folder(folder: Path, root: Path) -> list[Sample]:
-    """Return the pictures below ``folder``, named relative to ``root`` where they lie inside it."""
-    base = len(str(root if folder.is_relative_to(root) else folder).rstrip(os.sep)) + 1
-    images = [path for path in walk(folder) if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
-    if not images:
-        raise DataError(f"{folder} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(Sample(path[base:].replace(os.sep, "/"), Path(path)) for path in images)
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but not in circles."""
-    pending = [(str(folder), frozenset[tuple[int, int]]())]
-    while pending:
-        path, above = pending.pop()
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in above:
-            continue
-        above |= {(status.st_dev, status.st_ino)}
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, above))
-                elif (
-                    entry.is_file() or entry.is_symlink()
-                ):  # no pipes; a broken link is a file that cannot be read
-                    yield entry.path

@@ -8,6 +8,7 @@ made on pictures as the files store them, and must be turned with them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from pseudoseg_fast.data.cache import SETTLED, Arrays, remember, stamps
 from pseudoseg_fast.data.decode import (
     UNREADABLE,
     UnreadableImage,
@@ -27,11 +30,14 @@ from pseudoseg_fast.data.decode import (
     read_image,
     turn_upright,
 )
-from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
-from pseudoseg_fast.data.lists import DataError, Sample, shorten
+from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, count_ids
+from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
+
+KEPT = 1000
+"""Fewer masks are read each time."""
 
 
-def read_mask(path: Path, labels: Labels, image: Path | None = None) -> NDArray[np.uint8]:
+def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[np.uint8]:
     """Read a mask of class ids as uint8 [H, W], 255 = ignored.
 
     Reads one value a pixel, palette, 8-bit, 16-bit and two-colour files alike, or colours where ``labels`` has a map of
@@ -79,26 +85,34 @@ def read_sample(
         sample: the files to read.
         labels: what the values of its mask mean.
         short_side: resize so that the shorter side has this many pixels, image bilinear and antialiased, mask nearest.
+            A JPEG is decoded at the smallest size that leaves the resizing a factor of two.
         channels: as for :func:`read_image`.
         white: as for :func:`read_image`.
 
     Raises:
         DataError: see :func:`read_image` and :func:`read_mask`; or image and mask differ in size.
     """
-    image = read_image(sample.image, channels, white)
-    mask = None
+    image = read_image(sample.image, channels, white, at_least=2 * (short_side or 0))
+    size, mask = image.shape[:2], None
+    if short_side is not None and min(size) >= 2 * short_side:
+        size = image_size(sample.image)  # before it was decoded smaller
     if sample.mask is not None:
         mask = read_mask(sample.mask, labels, sample.image)
-        check_size(sample, mask.shape, image.shape[:2])
+        check_size(sample, mask.shape, size)
     if short_side is not None:
-        image, mask = _resize(image, mask, short_side)
+        scale = short_side / min(size)
+        image, mask = _resize(image, mask, round(size[0] * scale), round(size[1] * scale))
     pixels = torch.from_numpy(image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    # Channels stay last in memory: torch resizes such pictures several times faster, to the same values.
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     return pixels, None if mask is None else torch.from_numpy(mask)
 
 
 def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
     """Open the masks of labelled samples in threads and check them all: before training rather than in its middle.
+
+    Many masks are read once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: what is kept holds until
+    a mask or its picture changes.
 
     Returns:
         Labelled pixels per sample and class, [N, C].
@@ -106,6 +120,38 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
     Raises:
         DataError: one text for all problems of all masks, the first ten in full.
     """
+    if len(samples) < KEPT:
+        pixels = _count_pixels(samples, labels)
+    else:
+        files = [str(path) for sample in samples for path in sample[1:]]
+        now, began = stamps(files), time.time_ns()
+
+        def find() -> Arrays:
+            counts = _count_pixels(samples, labels)
+            ids = np.flatnonzero(counts.any(0))
+            return {
+                "ids": ids,
+                "counts": counts[:, ids].astype(np.uint32),
+                "files": now,
+                "began": np.array(began),
+            }
+
+        def fresh(kept: Arrays) -> bool:
+            return bool(now[:, 1].max() < kept["began"] - SETTLED) and np.array_equal(kept["files"], now)
+
+        known = remember("pixels", (labels, files), fresh, find)
+        pixels = np.zeros((len(samples), IGNORE_INDEX + 1), np.int64)
+        pixels[:, known["ids"]] = known["counts"]
+    if black_and_white(labels, pixels.sum(0)):
+        raise DataError(
+            "the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; for masks drawn in black and "
+            f"white give --data.label_map 255:1, or write 1 for the foreground (first mask: {samples[0].mask})"
+        )
+    return pixels[:, : labels.classes]
+
+
+def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
+    """Read masks and return their pixels by id, [N, 256]."""
 
     def check(sample: Sample) -> NDArray[np.int64] | str:
         if sample.mask is None:
@@ -117,20 +163,22 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
             pass  # training skips and counts unreadable pictures, evaluation stops at them
         except DataError as error:
             return str(error)
-        return np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+        return count_ids(mask)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(check, samples))
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        results = list(
+            tqdm(
+                pool.map(check, samples),
+                "masks",
+                len(samples),
+                unit="mask",
+                disable=None if len(samples) >= KEPT else True,
+            )
+        )
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(f"{len(problems)} of {len(samples)} masks cannot be used:\n{shorten(problems)}")
-    pixels = np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
-    if black_and_white(labels, pixels.sum(0)):
-        raise DataError(
-            "the masks hold no pixel of class 1, only 0 and 255, and 255 means ignored; for masks drawn in black and "
-            f"white give --data.label_map 255:1, or write 1 for the foreground (first mask: {samples[0].mask})"
-        )
-    return pixels[:, : labels.classes]
+    return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 
 
 def black_and_white(labels: Labels, pixels: NDArray[np.int64]) -> bool:
@@ -155,15 +203,15 @@ def check_size(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> Non
 
 
 def _resize(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, short_side: int
+    image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, height: int, width: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Resize so that the shorter side has ``short_side`` pixels."""
-    height, width = image.shape[:2]
-    scale = short_side / min(height, width)
-    size = (round(width * scale), round(height * scale))
+    """Resize image and mask."""
     channels = [image] if image.ndim == 2 or image.shape[2] == 3 else [*np.moveaxis(image, 2, 0)]
-    planes = [np.array(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in channels]
+    planes = [
+        np.array(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+        for plane in channels
+    ]
     resized = planes[0] if len(planes) == 1 else np.stack(planes, 2)
     if mask is None:
         return resized, None
-    return resized, np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return resized, np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

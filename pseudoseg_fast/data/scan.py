@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.data.decode import describe_file, read_image
-from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, WrongIds
-from pseudoseg_fast.data.lists import DataError, Sample
+from pseudoseg_fast.data.labels import Labels, WrongIds, count_ids
+from pseudoseg_fast.data.lists import DataError, File, Sample
 from pseudoseg_fast.data.read import check_size, read_mask
 
 _AHEAD = 64  # samples per thread that are read before their turn
@@ -85,7 +84,7 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
     if sample.mask is not None:
         try:
             mask = read_mask(sample.mask, labels, sample.image)
-            pixels = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
+            pixels = count_ids(mask)
             if size is not None:
                 check_size(sample, mask.shape, size)
         except WrongIds as error:
@@ -96,7 +95,7 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
     return Scan(sample, problem, mask_problem, wrong_ids, size, mode, turned, peak, digest, levels, pixels)
 
 
-def content_hash(path: Path) -> bytes:
+def content_hash(path: File) -> bytes:
     """Return a hash of a file's bytes; empty for a file that cannot be opened."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

@@ -19,10 +19,13 @@ from pseudoseg_fast.data.lists import (
     Sample,
     read_classes,
     read_list,
-    read_tags,
-    read_unlabeled,
 )
+from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
+from pseudoseg_fast.data.samples import Samples
+from pseudoseg_fast.data.shards import are_shards
+from pseudoseg_fast.data.stream import Stream
+from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Data:
         unlabeled: pictures to learn from without masks.
         tags: classes of tagged pictures, by the picture's name.
         pixels: labelled pixels of each class, [C], in the labelled pictures.
+        shown: labelled pictures that show each class, [C].
+        val_pixels: labelled pixels of each class, [C], in the val pictures.
     """
 
     root: Path
@@ -54,9 +59,18 @@ class Data:
     background: int | None
     val: list[Sample]
     labeled: list[Sample]
-    unlabeled: list[Sample]
-    tags: dict[str, set[str]]
+    unlabeled: Pool
+    tags: Tags
     pixels: list[int]
+    shown: list[int]
+    val_pixels: list[int]
+
+    @property
+    def pictures(self) -> int:
+        """Number of different pictures to learn from."""
+        inside = isinstance(self.unlabeled, Samples) and self.unlabeled.folder == self.root
+        known = {sample.name for sample in self.labeled} if inside else set()
+        return len(self.labeled) + len(self.unlabeled) - sum(name in known for name in self.unlabeled.names)
 
 
 def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = True) -> Data:
@@ -74,6 +88,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
     layout, tree = find_tree(config, root)
     classes, labels = read_labels(config, root, tree)
     known, others, val = read_samples(config, root, tree, labeled=labeled, unlabeled=unlabeled)
+    pixels = check_masks([*known, *val], labels)
     data = Data(
         root=root,
         layout=layout,
@@ -83,14 +98,11 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         val=val,
         labeled=known,
         unlabeled=others,
-        tags=read_tags(config.tags, classes, root) if unlabeled and config.tags else {},
-        pixels=check_masks([*known, *val], labels)[: len(known)].sum(0).tolist(),
+        tags=find_tags(config, root, tree, classes, labels, others) if unlabeled else Tags(),
+        pixels=pixels[: len(known)].sum(0).tolist(),
+        shown=(pixels[: len(known)] > 0).sum(0).tolist(),
+        val_pixels=pixels[len(known) :].sum(0).tolist(),
     )
-    if data.tags and data.tags.keys().isdisjoint(sample.name for sample in data.unlabeled):
-        raise DataError(
-            f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be those of "
-            f"the list, such as {data.unlabeled[0].name}, got {next(iter(data.tags))}"
-        )
     if data.labeled and (
         absent := [name for name, count in zip(classes, data.pixels, strict=True) if not count]
     ):
@@ -174,7 +186,7 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
 
 def read_samples(
     config: DataConfig, root: Path, tree: Tree, *, labeled: bool = True, unlabeled: bool = True
-) -> tuple[list[Sample], list[Sample], list[Sample]]:
+) -> tuple[list[Sample], Pool, list[Sample]]:
     """Return the labelled, unlabelled and val pictures: those of the lists, or else those of the layout.
 
     Raises:
@@ -189,16 +201,11 @@ def read_samples(
         known = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
     if labeled and not known:
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
-    others: list[Sample] = []
+    others: Pool = Samples(root)
     if unlabeled and config.unlabeled:
-        others = read_unlabeled(config.unlabeled, root, index)
+        others = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
     elif unlabeled:
-        taken = {sample.image for sample in [*known, *val]}
-        others = sorted(
-            sample._replace(mask=None)
-            for sample in [*tree.labeled, *tree.unlabeled]
-            if sample.image not in taken
-        )
+        others = tree.without([*known, *val], root)
         if not others:
             raise DataError(
                 "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, or "
@@ -206,6 +213,48 @@ def read_samples(
                 "layout are unlabelled"
             )
     return known if labeled else [], others, val
+
+
+def find_tags(
+    config: DataConfig,
+    root: Path,
+    tree: Tree,
+    classes: Sequence[str],
+    labels: Labels,
+    unlabeled: Pool,
+) -> Tags:
+    """Return the tags of a file, or those that the hidden masks of the unlabelled pictures show.
+
+    Raises:
+        DataError: the file is wrong or tags other pictures, or no unlabelled picture has a mask.
+    """
+    if not config.tags:
+        return Tags()
+    if config.tags != FROM_MASKS:
+        tags = read_tags(config.tags, classes, root)
+        if not isinstance(unlabeled, Stream) and set(tags).isdisjoint(unlabeled.names):
+            raise DataError(
+                f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
+                f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
+            )
+        return tags
+    if config.unlabeled and not (is_folder(config.unlabeled, root) or are_shards(config.unlabeled)):
+        listed = read_list(config.unlabeled, root, "optional", Index(tree.samples, tree.image_end))
+        hidden = {sample.name: sample for sample in listed if sample.mask}
+    else:
+        hidden = {sample.name: sample for sample in tree.samples if sample.mask}
+    masked = [hidden[name] for name in unlabeled.names if name in hidden]
+    if not masked:
+        raise DataError(
+            "data.tags masks expects unlabelled pictures whose masks exist, and none has one: name them in the second "
+            "column of --data.unlabeled LIST, or give a --data.layout that knows them"
+        )
+    logger.info(
+        "the hidden masks of %d of %d unlabelled pictures are read, for their tags alone",
+        len(masked),
+        len(unlabeled),
+    )
+    return tags_from_masks(list({sample.name: sample for sample in masked}.values()), labels)
 
 
 def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:

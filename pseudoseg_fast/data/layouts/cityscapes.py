@@ -5,8 +5,7 @@ Masks are ``labelTrainIds`` where they were made, or else the ``labelIds`` that 
 
 from pathlib import Path
 
-from pseudoseg_fast.data.layouts.tree import Tree, class_names, pair, split_labeled
-from pseudoseg_fast.data.lists import Sample
+from pseudoseg_fast.data.layouts.tree import Pairs, Tree, class_names, pair, together
 
 EXPECTED = "leftImg8bit/train, leftImg8bit/val, gtFine/train and gtFine/val"
 IMAGE_END = "_leftImg8bit"
@@ -24,13 +23,14 @@ def recognise(root: Path) -> str | None:
 
 def read(root: Path) -> Tree:
     """Return the pictures, 19 classes; those of ``train_extra`` are unlabelled."""
-    labeled, unlabeled = split_labeled(_read(root, "train"))
+    train, val = _read(root, "train"), _read(root, "val")
+    unlabeled = train.unlabeled
     if (root / "leftImg8bit" / "train_extra").is_dir():
-        unlabeled += _read(root, "train_extra")
+        unlabeled = together(root, unlabeled, _read(root, "train_extra", masks=False).unlabeled)
     return Tree(
-        labeled,
+        train.labeled,
         unlabeled,
-        split_labeled(_read(root, "val"))[0],
+        val.labeled,
         classes=class_names("cityscapes"),
         label_map=TO_TRAIN_IDS,
         map_only=f"*{LABEL_IDS}.png",
@@ -38,6 +38,6 @@ def read(root: Path) -> Tree:
     )
 
 
-def _read(root: Path, split: str) -> list[Sample]:
-    images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
-    return pair(root, images, masks, IMAGE_END, (TRAIN_IDS, LABEL_IDS))[0]
+def _read(root: Path, split: str, masks: bool = True) -> Pairs:
+    images, ids = root / "leftImg8bit" / split, root / "gtFine" / split
+    return pair(root, images, ids if masks else None, IMAGE_END, (TRAIN_IDS, LABEL_IDS))

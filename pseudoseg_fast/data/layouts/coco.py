@@ -5,16 +5,28 @@ Lin et al., Microsoft COCO, ECCV 2014. Masks are the first of these that is ther
 - ``masks``: ids 0 to 80, as semi-supervised repositories distribute them;
 - ``stuffthingmaps``: the PNGs of COCO-Stuff (Caesar et al., CVPR 2018), which hold the category id less one; things
   become the 80 classes, stuff the background, and what has no label stays ignored;
-- ``annotations``: PNGs of ids, such as the ``_labelTrainIds`` that mmsegmentation makes.
+- ``annotations/train2017``, or PNGs in ``annotations``: ids, such as the ``_labelTrainIds`` that mmsegmentation makes;
+- ``annotations/panoptic_train2017.json`` with its folder of PNGs, beside it or below the root;
+- ``annotations/instances_train2017.json``.
+
+The last two may be of anybody's classes: the file names them (:mod:`~pseudoseg_fast.data.layouts.coco_json`), and the
+folders may be called ``train`` and ``val``.
 """
 
+import logging
 from pathlib import Path
 
-from pseudoseg_fast.data.layouts.tree import Tree, class_names, first_folder, pair, split_labeled
-from pseudoseg_fast.data.lists import DataError, Sample
+from pseudoseg_fast.data.layouts import coco_json
+from pseudoseg_fast.data.layouts.tree import Pairs, Tree, class_names, first_folder, pair, together
+from pseudoseg_fast.data.lists import DataError
 
-EXPECTED = "train2017, val2017 and masks below masks/, stuffthingmaps/ or annotations/"
-YEARS = ("2017", "2014")
+logger = logging.getLogger(__name__)
+
+EXPECTED = (
+    "train2017, val2017 and masks below masks/ or stuffthingmaps/, or in annotations/ as PNGs, panoptic_*.json or "
+    "instances_*.json"
+)
+YEARS = ("2017", "2014", "")
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 """Numbers below 91 that are no category."""
 THINGS = tuple(number for number in range(1, 91) if number not in UNUSED)
@@ -24,6 +36,8 @@ FROM_STUFF = {number - 1: 0 for number in STUFF} | {
     number - 1: index for index, number in enumerate(THINGS, 1)
 }
 MASK_ENDS = ("", "_labelTrainIds")
+ANNOTATIONS = "annotations"
+STUFF_MAPS = "stuffthingmaps"
 
 
 def recognise(root: Path) -> str | None:
@@ -33,36 +47,66 @@ def recognise(root: Path) -> str | None:
 
 
 def read(root: Path) -> Tree:
-    """Return the pictures, 81 classes unless the masks come from ``annotations``, whose classes nobody can tell."""
+    """Return the pictures, 81 classes unless an annotation file says otherwise; nobody can tell those of other PNGs."""
     train = _folder(root, "train")
     if train is None:
         raise DataError(f"no folder {root / 'train2017'} nor {root / 'images' / 'train2017'}")
     val = _folder(root, "val")
-    labeled, unlabeled = split_labeled(_read(root, train))
-    more = [folder for folder in [first_folder(root, "unlabeled2017", "images/unlabeled2017")] if folder]
-    unlabeled += [sample for folder in more for sample in _read(root, folder)]
-    held_out = split_labeled(_read(root, val))[0] if val else []
-    masks = _masks(root)
+    known, classes = _read(root, train)
+    held_out, val_classes = _read(root, val) if val else (Pairs(), None)
+    if classes and val_classes and known.labeled and held_out.labeled and classes != val_classes:
+        raise DataError(
+            f"the annotation files of {train.name} and {val.name if val else ''} name other classes"
+        )
+    unlabeled = known.unlabeled
+    if more := first_folder(root, "unlabeled2017", "images/unlabeled2017"):
+        unlabeled = together(root, unlabeled, pair(root, more, None).unlabeled)
     return Tree(
-        labeled,
+        known.labeled,
         unlabeled,
-        held_out,
-        classes=None if masks and masks.name == "annotations" else class_names("coco"),
-        label_map=FROM_STUFF,
-        map_only="*/stuffthingmaps/*",
+        held_out.labeled,
+        classes=classes if known.labeled or not val_classes else val_classes,
+        label_map=FROM_STUFF if (root / STUFF_MAPS).is_dir() else {},
+        map_only=f"*/{STUFF_MAPS}/*",
     )
 
 
 def _folder(root: Path, split: str) -> Path | None:
-    return first_folder(root, *(f"{above}{split}{year}" for year in YEARS for above in ("", "images/")))
+    """Return the folder of a split's pictures; one without a year needs an annotation file to tell."""
+    for year in YEARS:
+        found = first_folder(root, f"{split}{year}", f"images/{split}{year}")
+        if found and (year or any(_file(root, kind, found).is_file() for kind in ("instances", "panoptic"))):
+            return found
+    return None
 
 
-def _masks(root: Path) -> Path | None:
-    return first_folder(root, "masks", "stuffthingmaps", "annotations")
+def _file(root: Path, kind: str, images: Path) -> Path:
+    return root / ANNOTATIONS / f"{kind}_{images.name}.json"
 
 
-def _read(root: Path, images: Path) -> list[Sample]:
-    masks = _masks(root)
-    if masks is not None and (masks / images.name).is_dir():
-        masks = masks / images.name
-    return pair(root, images, masks, mask_ends=MASK_ENDS)[0]
+def _read(root: Path, images: Path) -> tuple[Pairs, list[str] | None]:
+    """Return the pictures of a split and the names of the classes, where they are known."""
+    masks, classes = _masks(root, images)
+    return pair(root, images, masks, mask_ends=MASK_ENDS), classes
+
+
+def _masks(root: Path, images: Path) -> tuple[Path | None, list[str] | None]:
+    """Return the folder of a split's masks, drawn where need be, and the names of their classes."""
+    for name in ("masks", STUFF_MAPS):
+        if found := first_folder(root, f"{name}/{images.name}", name):
+            return found, class_names("coco")
+    annotations = root / ANNOTATIONS
+    if (annotations / images.name).is_dir():
+        return annotations / images.name, None
+    if any(annotations.glob("*.png")):
+        return annotations, None
+    segments = first_folder(root, f"{ANNOTATIONS}/panoptic_{images.name}", f"panoptic_{images.name}")
+    instances, panoptic = _file(root, "instances", images), _file(root, "panoptic", images)
+    if segments and panoptic.is_file():
+        source, drawn = panoptic, coco_json.panoptic_masks(panoptic, segments, images)
+    elif instances.is_file():
+        source, drawn = instances, coco_json.instance_masks(instances, images)
+    else:
+        return None, class_names("coco")
+    logger.info("masks of %s: those of %s, in %s", images.name, source, drawn)
+    return drawn, coco_json.mask_classes(drawn)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pseudoseg_fast.data.layouts.tree import Tree, pair, split_labeled
+from pseudoseg_fast.data.layouts.tree import Pairs, Tree, pair
+from pseudoseg_fast.data.samples import Names, Samples
 
 EXPECTED = "images/train, images/val and masks of the same names below masks/"
 
@@ -19,16 +20,17 @@ def read(root: Path) -> Tree:
 
 def read_pair(root: Path, images: str, masks: str, train: str = "train", val: str = "val") -> Tree:
     """Return the pictures below ``images`` and masks below ``masks``, each with a folder for training and for val."""
-    if not (root / images / train).is_dir():
-        samples, orphans = pair(root, root / images, root / masks)
-        inside = f"{images}/{val}/"
-        held_out = [sample for sample in samples if sample.name.startswith(inside)]
-        samples = [sample for sample in samples if not sample.name.startswith(inside)]
-    else:
-        samples, orphans = pair(root, root / images / train, root / masks / train)
-        held_out = []
+    if (root / images / train).is_dir():
+        known = pair(root, root / images / train, root / masks / train)
+        held_out = Pairs()
         if (root / images / val).is_dir():
-            held_out, more = pair(root, root / images / val, root / masks / val)
-            orphans += more
-    labeled, unlabeled = split_labeled(samples)
-    return Tree(labeled, unlabeled, split_labeled(held_out)[0], orphans)
+            held_out = pair(root, root / images / val, root / masks / val)
+        return Tree(known.labeled, known.unlabeled, held_out.labeled, [*known.orphans, *held_out.orphans])
+    every = pair(root, root / images, root / masks)
+    inside = f"{images}/{val}/"
+    return Tree(
+        [sample for sample in every.labeled if not sample.name.startswith(inside)],
+        Samples(root, Names.of(name for name in every.unlabeled.names if not name.startswith(inside))),
+        [sample for sample in every.labeled if sample.name.startswith(inside)],
+        every.orphans,
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
-from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, DataError, Sample, shorten, walk
+from pseudoseg_fast.data.listing import list_pictures
+from pseudoseg_fast.data.lists import DataError, Sample, shorten
+from pseudoseg_fast.data.samples import Names, Samples
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Tree:
     """
 
     labeled: list[Sample] = field(default_factory=list)
-    unlabeled: list[Sample] = field(default_factory=list)
+    unlabeled: Sequence[Sample] = ()
     val: list[Sample] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
     classes: Sequence[str] | None = None
@@ -38,64 +41,86 @@ class Tree:
     image_end: str = ""
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> Iterator[Sample]:
         """All pictures."""
-        return [*self.labeled, *self.unlabeled, *self.val]
+        return chain(self.labeled, self.unlabeled, self.val)
+
+    def without(self, taken: Sequence[Sample], root: Path) -> Samples:
+        """Return the training pictures that are not taken, sorted and without masks."""
+        known = {sample.name for sample in taken}
+        parts = (
+            part.names if isinstance(part, Samples) else [sample.name for sample in part]
+            for part in (self.labeled, self.unlabeled)
+        )
+        return Samples(root, Names.of(sorted(name for part in parts for name in part if name not in known)))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures of a folder, sorted by name.
+
+    Args:
+        labeled: those with a mask.
+        unlabeled: those without.
+        orphans: masks without a picture.
+    """
+
+    labeled: list[Sample] = field(default_factory=list)
+    unlabeled: Samples = field(default_factory=Samples)
+    orphans: list[Path] = field(default_factory=list)
 
 
 def pair(
     root: Path, images: Path, masks: Path | None, image_end: str = "", mask_ends: Sequence[str] = ("",)
-) -> tuple[list[Sample], list[Path]]:
+) -> Pairs:
     """Pair the pictures below one folder with the masks of the same relative path, suffixes aside, below another.
 
     Args:
         root: the data set's root, which names are relative to.
-        images: folder of the pictures.
+        images: folder of the pictures, below ``root``.
         masks: folder of the masks; None or a missing one gives no masks.
         image_end: end of the pictures' stems that masks do not have; files without it are left out.
         mask_ends: ends of the masks' stems that pictures do not have; the first that is there counts.
 
-    Returns:
-        The samples sorted by name, and the masks without a picture.
-
     Raises:
         DataError: there is no folder ``images``, or two pictures could be meant by one mask.
     """
-    pictures = stems(images, image_end)
-    found = {end: stems(masks, end) if masks and masks.is_dir() else {} for end in mask_ends}
-    samples = [
-        Sample(
-            path.relative_to(root).as_posix(),
-            path,
-            next((found[end][stem] for end in mask_ends if stem in found[end]), None),
-        )
-        for stem, path in pictures.items()
-    ]
-    # Where ends include the empty one, a mask of another end has been taken under its own stem.
-    taken = {sample.mask for sample in samples}
-    orphans = {path for paths in found.values() for path in paths.values() if path not in taken}
-    return sorted(samples), sorted(orphans)
+    above = prefix(root, images)
+    if masks is None or not masks.is_dir():
+        names = [name for name in pictures(images) if _stem(name).endswith(image_end)]
+        return Pairs(unlabeled=Samples(root, Names.of(f"{above}{name}" for name in names)))
+    found = [stems(masks, end) for end in mask_ends]
+    labeled, unlabeled, taken = [], [], set()
+    for stem, name in stems(images, image_end).items():
+        mask = next((names[stem] for names in found if stem in names), None)
+        if mask is None:
+            unlabeled.append(f"{above}{name}")
+        else:
+            labeled.append(Sample(f"{above}{name}", images / name, masks / mask))
+            # Where ends include the empty one, a mask of another end is there under its own stem, too.
+            taken.add(mask)
+    orphans = {name for names in found for name in names.values() if name not in taken}
+    return Pairs(
+        sorted(labeled), Samples(root, Names.of(sorted(unlabeled))), sorted(masks / name for name in orphans)
+    )
 
 
-def stems(folder: Path, end: str = "") -> dict[str, Path]:
-    """Return the pictures below a folder by their relative path without ``end`` and suffix; others are left out.
+def stems(folder: Path, end: str = "") -> dict[str, str]:
+    """Return the pictures below a folder, relative to it, by that name without ``end`` and suffix; others are left out.
 
     Raises:
         DataError: there is no such folder, or two files have one stem.
     """
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; {_around(folder)}")
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     clashes: list[str] = []
-    start = len(str(folder).rstrip(os.sep)) + 1
-    for path in walk(folder):
-        name, suffix = os.path.splitext(path[start:])
-        if suffix.lower() not in IMAGE_SUFFIXES or not name.endswith(end):
+    for name in pictures(folder):
+        stem = _stem(name)
+        if not stem.endswith(end):
             continue
-        stem = name.replace(os.sep, "/").removesuffix(end)
+        stem = stem.removesuffix(end)
         if stem in found:
-            clashes.append(f"{found[stem]} and {os.path.basename(path)}")
-        found[stem] = Path(path)
+            clashes.append(f"{folder / found[stem]} and {os.path.basename(name)}")
+        found[stem] = name
     if clashes:
         raise DataError(
             f"{len(clashes)} names below {folder} are shared by two files, and a mask of that name could be of either; "
@@ -104,9 +129,25 @@ def stems(folder: Path, end: str = "") -> dict[str, Path]:
     return found
 
 
-def split_labeled(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples with a mask and those without."""
-    return [sample for sample in samples if sample.mask], [sample for sample in samples if not sample.mask]
+def pictures(folder: Path) -> Names:
+    """Return the pictures below a folder, relative to it.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; {_around(folder)}")
+    return list_pictures(folder)
+
+
+def prefix(root: Path, folder: Path) -> str:
+    """Return what the names of pictures in a folder below ``root`` begin with."""
+    return "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+
+
+def together(root: Path, *parts: Samples) -> Samples:
+    """Return the samples of all parts, one after the other."""
+    return Samples(root, Names.of(name for part in parts for name in part.names))
 
 
 def first_folder(root: Path, *names: str) -> Path | None:
@@ -124,3 +165,7 @@ def _around(folder: Path) -> str:
     above = next((parent for parent in folder.parents if parent.is_dir()), Path("/"))
     names = sorted(entry.name for entry in os.scandir(above))
     return f"{above} holds {', '.join(names[:12]) or 'nothing'}{', ...' if len(names) > 12 else ''}"
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]

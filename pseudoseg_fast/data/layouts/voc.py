@@ -6,7 +6,7 @@ ICCV 2011, in the form in which everybody uses them. Masks are palette or grey P
 
 from pathlib import Path
 
-from pseudoseg_fast.data.layouts.tree import Tree, class_names, first_folder, stems
+from pseudoseg_fast.data.layouts.tree import Tree, class_names, first_folder, prefix, stems
 from pseudoseg_fast.data.lists import DataError, Sample, read_lines, shorten
 
 EXPECTED = (
@@ -26,18 +26,19 @@ def read(root: Path) -> Tree:
 
     Without a trainaug.txt the unlabelled pictures are all that are in neither train.txt nor val.txt.
     """
-    pictures = stems(root / "JPEGImages")
+    images = root / "JPEGImages"
+    pictures = stems(images)
     folder = first_folder(root, "SegmentationClass", "SegmentationClassAug")
-    masks = stems(folder) if folder else {}
+    masks = _masks(folder) if folder else {}
     if (root / "SegmentationClassAug").is_dir():
-        masks |= stems(root / "SegmentationClassAug")
+        masks |= _masks(root / "SegmentationClassAug")
     train, val = (_ids(root / LISTS / f"{name}.txt") for name in ("train", "val"))
     augmented = next((root / LISTS / name for name in AUGMENTED if (root / LISTS / name).is_file()), None)
     known = {*train, *val}
     others = [name for name in (_ids(augmented) if augmented else sorted(pictures)) if name not in known]
     if missing := [name for name in [*train, *val, *others] if name not in pictures]:
         raise DataError(
-            f"{len(missing)} ids of {root / LISTS} have no picture in {root / 'JPEGImages'}:\n{shorten(missing)}"
+            f"{len(missing)} ids of {root / LISTS} have no picture in {images}:\n{shorten(missing)}"
         )
     if missing := [name for name in [*train, *val] if name not in masks]:
         raise DataError(
@@ -46,8 +47,7 @@ def read(root: Path) -> Tree:
         )
 
     def sample(name: str) -> Sample:
-        path = pictures[name]
-        return Sample(path.relative_to(root).as_posix(), path, masks.get(name))
+        return Sample(f"{prefix(root, images)}{pictures[name]}", images / pictures[name], masks.get(name))
 
     # What val.txt leaves to nobody's list keeps its mask: a list of one's own may call for it.
     return Tree(
@@ -57,6 +57,10 @@ def read(root: Path) -> Tree:
         sorted(path for name, path in masks.items() if name not in pictures),
         classes=class_names("voc"),
     )
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    return {stem: folder / name for stem, name in stems(folder).items()}
 
 
 def _ids(path: Path) -> list[str]:

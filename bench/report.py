@@ -1,0 +1,245 @@
+"""Write every table of the documents from the files in ``bench/results``, so that no figure is typed by hand.
+
+python -m bench.report [--check]
+
+A document marks the place of a table with ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is replaced.
+``--check`` writes nothing and ends with status 1 where a table is not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import curves
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "bench/README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Table = Callable[[], list[list[str]]]
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return rows, the first of them titles, as a Markdown table."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def results(name: str) -> dict[str, Any]:
+    """Return a file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def accuracy(grid: str) -> list[list[str]]:
+    """Return mean and spread of a grid's rows; of rows of one name and seed the last counts."""
+    lines = (RESULTS / f"accuracy-{grid}.jsonl").read_text().splitlines()
+    latest = {(row["name"], row["seed"]): row for row in map(json.loads, lines)}
+    rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
+    for name, mine in curves.by_name(list(latest.values())).items():
+        last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
+        each = " ".join(f"{value:.1f}" for value in last)
+        rows.append([name, curves.spread(last), each, curves.spread(best)])
+    return rows
+
+
+def kernels() -> list[list[str]]:
+    """Return the kernels against PyTorch at VOC's full size on the CPU."""
+    rows = [
+        [
+            "function",
+            "eager ms",
+            "compile ms",
+            "C++ ms",
+            "times faster than the better",
+            "extra MiB, eager / C++",
+        ]
+    ]
+    for row in results("functional_cpu")["comparison"]:
+        times, memory = row["milliseconds"], row["extra_mebibytes"]
+        if row["size"] == "voc_full" and "native" in times:
+            figures = [f"{times[name]:.1f}" for name in ("eager", "compile", "native")]
+            extra = f"{memory['eager']:.0f} / {memory['native']:.1f}"
+            rows.append([row["function"], *figures, f"{row['ratio']:.1f}", extra])
+    return rows
+
+
+def floors() -> list[list[str]]:
+    """Return how far the kernels are from what bounds them."""
+    rows = [["function", "floor ms", "kernel ms", "times the floor"]]
+    for row in results("functional_cpu")["comparison"]:
+        if row["size"] == "voc_full" and "native" in row["milliseconds"]:
+            kernel, floor = row["milliseconds"]["native"], row["floor_milliseconds"]
+            rows.append([row["function"], f"{floor:.2f}", f"{kernel:.1f}", f"{kernel / floor:.1f}"])
+    return rows
+
+
+def steps() -> list[list[str]]:
+    """Return what training steps are made of, in every loop."""
+    rows = [
+        [
+            "step",
+            "loop",
+            "ms",
+            "network ms",
+            "outside it",
+            "losses ms",
+            "images/s",
+            "times research",
+            "peak MiB",
+        ]
+    ]
+    for row in results("train_step_cpu")["steps"]:
+        losses = row["losses ms"]
+        rows.append(
+            [
+                row["run"],
+                row["loop"],
+                f"{row['step ms']:.0f}",
+                f"{row['network ms']:.0f}",
+                f"{row['outside %']:.1f} %",
+                "-" if losses is None else f"{losses:.1f}",
+                f"{row['images/s']:.1f}",
+                "-" if row["times research"] is None else f"{row['times research']:.2f}",
+                f"{row['peak MiB']:.0f}",
+            ]
+        )
+    return rows
+
+
+def onnx() -> list[list[str]]:
+    """Return what it takes from pictures to labels."""
+    titles = ("eager", "compile", "ONNX Runtime fp32", "of it without Resize and ArgMax", "int8")
+    rows = [["encoder, pictures", *titles]]
+    for name in ("onnx_cpu", "onnx_cpu_batch8", "onnx_cpu_1024x2048"):
+        for row in results(name)["inference"]:
+            size, batch = row["size"].split(" x ")
+            rows.append(
+                [
+                    f"{row['encoder'].removeprefix('tf_')}, {batch} of {size}",
+                    f"{row['eager']:.0f}",
+                    f"{row['compile']:.0f}",
+                    f"{row['ort']:.0f} ({row['ort ratio']:.1f}x of eager)",
+                    f"{row['ort_core']:.0f}",
+                    f"{row['ort_int8']:.0f} ({row['ort_int8 ratio']:.1f}x)",
+                ]
+            )
+    return rows
+
+
+def protocols() -> list[list[str]]:
+    """Return what the published protocols would take."""
+    rows = [
+        [
+            "preset",
+            "crop",
+            "parameters, M",
+            "TFLOP a step",
+            "pictures a step",
+            "fit 80 GB",
+            "steps",
+            "GPU-hours",
+        ]
+    ]
+    for row in results("protocols")["rows"]:
+        rows.append(
+            [
+                row["preset"],
+                str(row["crop"]),
+                f"{row['parameters, millions']:.0f}",
+                f"{row['TFLOP a step']:.0f}",
+                f"{row['pictures a step']} + {row['pictures a step']}",
+                f"{row['batch that fits']} + {row['batch that fits']}",
+                f"{row['steps']:,}",
+                f"{row['GPU-hours']:.1f}",
+            ]
+        )
+    return rows
+
+
+def reading() -> list[list[str]]:
+    """Return what a worker's time goes to, and how many pictures it gives."""
+    stages = ("decode picture", "decode mask", "scale", "jitter")
+    rows = [
+        ["set, crop", "pictures/s", *(f"{stage}, ms" for stage in stages), "rest, ms", "pictures/s before"]
+    ]
+    before = results("data_cpu_before")["rows"]
+    for row, old in zip(results("data_cpu")["rows"], before, strict=True):
+        taken = row["milliseconds"]
+        cells = [f"{taken[stage]:.1f}" if stage in taken else "-" for stage in stages]
+        rest = sum(value for stage, value in taken.items() if stage not in stages)
+        rates = [f"{each['pictures_per_second']:.0f}" for each in (row, old)]
+        rows.append([f"{row['set']} {row['crop']}, {row['kind']}", rates[0], *cells, f"{rest:.1f}", rates[1]])
+    return rows
+
+
+def pools() -> list[list[str]]:
+    """Return how long it takes to open a large pool."""
+    rows = [["pool", "pictures", "first, s", "again, s"]]
+    for row in results("pool")["rows"]:
+        rows.append(
+            [f"`{row['pool']}`", f"{row['pictures']:,}", f"{row['first']:.1f}", f"{row['again']:.2f}"]
+        )
+    return rows
+
+
+TABLES: dict[str, Table] = {
+    "accuracy-demo": lambda: accuracy("demo"),
+    "accuracy-ccp": lambda: accuracy("ccp"),
+    "kernels": kernels,
+    "floors": floors,
+    "steps": steps,
+    "onnx": onnx,
+    "protocols": protocols,
+    "reading": reading,
+    "pools": pools,
+}
+
+
+def fill(text: str) -> str:
+    """Return a document with the tables that its marks name.
+
+    Raises:
+        ValueError: a mark names no table.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        if match[2] not in TABLES:
+            raise ValueError(f"a mark names the table {match[2]!r}; there are {', '.join(TABLES)}")
+        return match[1] + markdown(TABLES[match[2]]()) + match[3]
+
+    return MARKED.sub(table, text)
+
+
+def main() -> int:
+    """Run the command line; return 1 if ``--check`` finds a table that is not what the results say."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    check = parser.parse_args().check
+    wrong = []
+    for path in (ROOT / name for name in DOCUMENTS):
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            wrong.append(path.name)
+            if not check:
+                path.write_text(filled)
+    if check and wrong:
+        print(
+            f"{', '.join(wrong)}: tables differ from bench/results; run python -m bench.report",
+            file=sys.stderr,
+        )
+    return int(check and bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""A training step as research repositories write it, to compare with: every map at the full size of the crop.
+
+Logits are upsampled before anything else is done with them, so that softmaxes, fusion and losses hold several maps
+[B, C, H, W]; each view is a pass of its own; weights of the moving average are walked one by one; and the losses are
+read at every step, which waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
+
+from pseudoseg_fast.sgc import image_labels_from_mask
+from pseudoseg_fast.trainer import Trainer
+
+
+def research_step(
+    trainer: Trainer, labeled: dict[str, Any], unlabeled: dict[str, Any], amp: torch.dtype | None = None
+) -> float:
+    """Take one step of PseudoSeg with PyTorch's own operations; return the loss.
+
+    Args:
+        trainer: lends network, teacher and optimiser.
+        labeled: a labelled batch on the device.
+        unlabeled: an unlabelled batch on the device, one strong view.
+        amp: type of autocast; None: none.
+    """
+    network, method = trainer.network.train(), trainer.config.method
+    masks = labeled["mask"].long()
+    size = masks.shape[-2:]
+
+    def upsample(maps: Tensor) -> Tensor:
+        return interpolate(maps, size=size, mode="bilinear", align_corners=method.align_corners)
+
+    with torch.autocast(masks.device.type, dtype=amp, enabled=amp is not None):
+        present = image_labels_from_mask(masks, network.classes, network.background)
+        outputs = network(labeled["image"], sgc=True, image_labels=present, valid=labeled["valid"])
+        assert outputs.sgc_logits is not None
+        loss = cross_entropy(upsample(outputs.decoder_logits), masks, ignore_index=255)
+        loss = loss + method.weight_sa * cross_entropy(upsample(outputs.sgc_logits), masks, ignore_index=255)
+        loss = loss + method.weight_x * binary_cross_entropy_with_logits(outputs.class_logits, present)
+
+        valid = unlabeled["valid"][:, 0]
+        with torch.no_grad():
+            labeler = trainer.teacher.model if trainer.teacher else network
+            weak = labeler(unlabeled["weak"], sgc=True, valid=valid)
+            assert weak.sgc_logits is not None
+            decoder, sgc = upsample(weak.decoder_logits).float(), upsample(weak.sgc_logits).float()
+            scale = torch.rsqrt(torch.cat([decoder, sgc]).square().mean() + 1e-8)
+            label = method.gamma * (scale * decoder).softmax(1) + (1 - method.gamma) * (scale * sgc).softmax(
+                1
+            )
+            label = label ** (1 / method.temperature)
+            label = label / label.sum(1, keepdim=True)
+        strong = upsample(network(unlabeled["strong"][:, 0]).decoder_logits).float()
+        consistency = -(label * strong.log_softmax(1)).sum(1)
+        loss = loss + (consistency * valid).sum() / valid.sum()
+
+    trainer.optimizer.zero_grad()
+    loss.backward()
+    trainer.optimizer.step()
+    if trainer.teacher:
+        with torch.no_grad():
+            for average, weights in zip(
+                trainer.teacher.model.parameters(), network.parameters(), strict=True
+            ):
+                average.copy_(trainer.teacher.decay * average + (1 - trainer.teacher.decay) * weights)
+    return loss.item()

@@ -1,0 +1,148 @@
+"""The unlabelled pictures: a list, a folder, or tar shards, of any number."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from pseudoseg_fast.data.cache import SETTLED, Arrays, remember, stamp
+from pseudoseg_fast.data.listing import KEPT, list_pictures
+from pseudoseg_fast.data.lists import (
+    IMAGE_SUFFIXES,
+    DataError,
+    Index,
+    Sample,
+    find_file,
+    read_lines,
+    read_list,
+)
+from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.shards import ShardSamples, are_remote, are_shards, expand, read_shards
+from pseudoseg_fast.data.stream import Stream
+
+_LISTED = 100
+Pool: TypeAlias = Samples | ShardSamples | Stream
+
+
+class _NotPlain(Exception):
+    """A line of a list needs more than its text."""
+
+
+def read_unlabeled(
+    path: str | Path, root: str | Path, index: Index | None = None, size: int | None = None
+) -> Pool:
+    """Read unlabelled samples from a list, or take every picture of tar shards or below a folder, sorted by path.
+
+    Long lists and large folders are checked once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: a
+    list until it changes, a folder until one in it does. A picture of a checked list that is gone later is skipped and
+    counted in training, as a damaged one is.
+
+    Args:
+        path: a list, a folder, or shards such as pool-{000..099}.tar, relative to the working directory or else to
+            ``root``; or URLs of shards.
+        root: the data set's root.
+        index: as for :func:`~pseudoseg_fast.data.lists.read_list`.
+        size: number of pictures in shards behind URLs or pipes.
+
+    Raises:
+        DataError: as :func:`~pseudoseg_fast.data.lists.read_list`, or the folder holds no picture;
+            or as :func:`~pseudoseg_fast.data.shards.read_shards`.
+    """
+    root = Path(os.path.abspath(root))
+    for folder in (Path(path), root / path):
+        if folder.is_dir():
+            return _read_folder(Path(os.path.abspath(folder)), root)
+    if are_remote(path):
+        if size is None:
+            raise DataError(
+                f"{path} is a stream, of which nobody knows the length; give the number of its pictures, "
+                "--data.unlabeled_size N"
+            )
+        return Stream([url for part in str(path).split("::") for url in expand(part)], size)
+    if are_shards(path):
+        return read_shards(path, root)
+    path = Path(os.path.abspath(find_file(path, root)))
+    if stamp(path)[0] > KEPT:  # bytes: no more lines than that
+        try:
+            return Samples(root, _read_plain(path, root))
+        except _NotPlain:
+            pass
+    return pack(root, read_list(path, root, "ignored", index))
+
+
+def is_folder(path: str | Path, root: Path) -> bool:
+    """Say whether :func:`read_unlabeled` takes a path for a folder."""
+    return Path(path).is_dir() or (root / path).is_dir()
+
+
+def pack(root: Path, samples: list[Sample]) -> Samples:
+    """Return samples below a root without their masks."""
+    return Samples(root, Names.of(sample.name for sample in samples))
+
+
+def _read_folder(folder: Path, root: Path) -> Samples:
+    """Return the pictures below ``folder``, named relative to ``root`` where they lie inside it."""
+    names = list_pictures(folder)
+    if not names:
+        raise DataError(f"{folder} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if folder == root or not folder.is_relative_to(root):
+        return Samples(folder, names)
+    above = folder.relative_to(root).as_posix()
+    return Samples(root, Names.of(f"{above}/{name}" for name in names))
+
+
+def _read_plain(path: Path, root: Path) -> Names:
+    """Return the pictures of a list of paths below ``root``, all of which are there.
+
+    Raises:
+        _NotPlain: a line is something else; what, :func:`read_list` finds out.
+    """
+    size, changed = stamp(path)
+
+    def find() -> Arrays:
+        began = time.time_ns()
+        names = list(_plain_names(path))
+        if not _all_there(root, names):
+            raise _NotPlain
+        return {"names": Names.of(names).data, "began": np.array(began)}
+
+    def fresh(arrays: Arrays) -> bool:
+        return bool(changed < arrays["began"] - SETTLED)
+
+    return Names(remember("list", (str(path), size, changed, str(root)), fresh, find)["names"])
+
+
+def _plain_names(path: Path) -> Iterator[str]:
+    """Yield the first columns of a list that are plain relative paths."""
+    for _, line in read_lines(path):
+        columns = line.split("\t") if "\t" in line else line.split()
+        name = columns[0].strip()
+        if len(columns) > 2 or name.startswith(("/", "..")) or os.path.normpath(name) != name:
+            raise _NotPlain
+        yield name
+
+
+def _all_there(root: Path, names: list[str]) -> bool:
+    """Say whether there are files of these names; a folder that many lie in is listed rather than asked for each."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        above, _, last = name.rpartition("/")
+        folders[above].append(last)
+    for above, inside in folders.items():
+        folder = root / above
+        try:
+            there = set(os.listdir(folder)) if len(inside) >= _LISTED else None
+        except OSError:
+            return False
+        if there is None:
+            if not all(os.path.isfile(f"{folder}{os.sep}{last}") for last in inside):
+                return False
+        elif not there.issuperset(inside):
+            return False
+    return True

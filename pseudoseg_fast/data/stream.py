@@ -1,0 +1,141 @@
+"""Unlabelled pictures behind URLs and pipes: tar shards read from their beginning, with the webdataset library.
+
+What can be promised of a stream is less than of files, see :mod:`pseudoseg_fast.data.shards`:
+
+- Shards are dealt out to ranks and their workers as cards are: in a pass no two of them get the same one, and pictures
+  are shuffled within a buffer of each worker. So a pass shows all pictures only where shards are many.
+- What is seen depends on the seed, the step that a run starts or goes on from, and the numbers of ranks and workers. A
+  run that is resumed sees other pictures than it would have seen.
+- How many pictures there are must be told.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pseudoseg_fast.data.dataset import MAX_REPLACEMENTS, SegmentationDataset
+from pseudoseg_fast.data.decode import UnreadableImage
+from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, Blob, DataError, Sample
+from pseudoseg_fast.data.sampler import mix
+from pseudoseg_fast.data.samples import Names
+
+SHUFFLED = 1000
+"""Encoded pictures among which a worker draws."""
+
+
+class Stream(Sequence[Sample]):
+    """Shards that are only ever read from their beginning.
+
+    Args:
+        shards: URLs, as webdataset opens them.
+        size: number of pictures in all of them.
+    """
+
+    names = Names.of(())  # nobody knows them
+
+    def __init__(self, shards: Sequence[str], size: int) -> None:
+        self.shards = list(shards)
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        raise DataError(
+            f"{self.shards[0]} is a stream, in which no picture has a place; expected files or shards on a disk"
+        )
+
+
+class StreamDataset(IterableDataset[dict[str, Any]]):
+    """The endless stream of one rank, as items like those of :class:`~pseudoseg_fast.data.dataset.SegmentationDataset`.
+
+    Args:
+        pictures: reads and transforms them; its samples are a :class:`Stream`.
+        seed: decides the order of shards, the shuffling and the views.
+        rank: this process, 0 to ``world_size`` - 1.
+        world_size: number of processes.
+
+    Raises:
+        DataError: webdataset is not installed; while iterating, a shard cannot be read, or nothing in it.
+    """
+
+    def __init__(self, pictures: SegmentationDataset, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if not isinstance(pictures.samples, Stream):
+            raise TypeError(f"expected a Stream of pictures, got {type(pictures.samples).__name__}")
+        try:
+            import webdataset  # noqa: F401
+        except ImportError as error:
+            raise DataError(
+                f"{pictures.samples.shards[0]} is streamed by webdataset; run: pip install "
+                "'pseudoseg-fast[webdataset]', or copy the shards to a disk"
+            ) from error
+        self.pictures = pictures
+        self.shards = pictures.samples.shards
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        import webdataset
+
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        hand = self.rank * workers + number
+        seed = mix(self.seed, hand)
+        shuffle = webdataset.shuffle(SHUFFLED, rng=random.Random(seed))
+        corrupt: list[str] = []
+        for count, sample in enumerate(shuffle(self._samples(hand, self.world_size * workers))):
+            try:
+                item = self.pictures.load(sample, mix(seed, count))
+            except UnreadableImage as error:
+                corrupt.append(sample.name)
+                if len(corrupt) > MAX_REPLACEMENTS:
+                    raise DataError(
+                        f"no readable picture in {len(corrupt)} of a stream; the last: {error}"
+                    ) from error
+                continue
+            yield {**item, "corrupt": tuple(corrupt)}
+            corrupt.clear()
+
+    def _shards(self, hand: int, hands: int) -> Iterator[str]:
+        """Yield the shards that are dealt to one hand, pass after pass, every pass in a new order."""
+        dealt, order = -1, torch.empty(0, dtype=torch.int64)
+        position = hand
+        while True:
+            if position // len(self.shards) != dealt:
+                dealt = position // len(self.shards)
+                generator = torch.Generator().manual_seed(mix(self.seed, ~dealt))
+                order = torch.randperm(len(self.shards), generator=generator)
+            yield self.shards[int(order[position % len(self.shards)])]
+            position += hands
+
+    def _samples(self, hand: int, hands: int) -> Iterator[Sample]:
+        """Yield the pictures of the shards of one hand, encoded."""
+        import webdataset
+
+        bare = 0
+        for shard in self._shards(hand, hands):
+            found = False
+            name = shard.rstrip("/").rpartition("/")[2]
+            try:
+                for group in webdataset.tarfile_samples([{"url": shard}]):
+                    for kind in group:
+                        suffix = f".{kind}"
+                        if suffix[suffix.rindex(".") :].lower() in IMAGE_SUFFIXES:
+                            found = True
+                            member = f"{name}/{group['__key__']}{suffix}"
+                            yield Sample(member, Blob(member, group[kind]))
+            except Exception as error:  # programs and tar files fail in many ways
+                raise DataError(f"{shard} cannot be streamed: {error}") from error
+            bare = 0 if found else bare + 1
+            if bare == len(self.shards):
+                raise DataError(f"{shard} and {bare - 1} more shards hold no picture")

@@ -1,0 +1,81 @@
+"""The CSV log: what it holds after any end, and how it goes on."""
+
+import csv
+
+import pytest
+
+from pseudoseg_fast.csv_log import CsvLog, read_rows
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "log" / "metrics.csv"
+
+
+def numbers(path):
+    return [{name: float(value) for name, value in row.items()} for row in read_rows(path)]
+
+
+def test_rows_are_on_file_at_once_and_columns_grow(path):
+    log = CsvLog(path)
+    log.log_metrics({"loss": 0.1}, 1)
+    assert path.read_text() == "step,loss\n1,0.1\n"
+    log.log_metrics({"mIoU": 0.5, "IoU/a, b": float("nan")}, 1)
+    log.log_metrics({"loss": 1e-20}, 2)
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["step", "IoU/a, b", "loss", "mIoU"],
+            ["1", "", "0.1", ""],
+            ["1", "nan", "", "0.5"],
+            ["2", "", "1e-20", ""],
+        ]
+    assert [path.name for path in path.parent.iterdir()] == ["metrics.csv"]
+
+
+def test_a_new_log_replaces_the_old_and_one_that_goes_on_keeps_what_was_before(path):
+    first = CsvLog(path)
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": step / 10}, step)
+    second = CsvLog(path)
+    second.go_on(2)
+    second.log_metrics({"loss": 9.0}, 3)
+    assert numbers(path) == [{"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 9}]
+    CsvLog(path).log_metrics({"other": 1.0}, 1)
+    assert numbers(path) == [{"step": 1, "other": 1}]
+
+
+@pytest.mark.parametrize("before", [None, "", "step,loss\n"], ids=["no file", "empty", "no rows"])
+def test_a_log_goes_on_where_there_was_none(path, before):
+    path.parent.mkdir()
+    if before is not None:
+        path.write_text(before)
+    log = CsvLog(path)
+    log.go_on(0)
+    log.log_metrics({"loss": 0.5}, 1)
+    assert numbers(path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_log_is_read_wherever_it_was_torn(path):
+    log = CsvLog(path)
+    for step in (1, 2):
+        log.log_metrics({"loss": 0.125, "lr": 0.25}, step)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        rows = numbers(path)
+        left = max(0, whole[:size].count(b"\n") - 1)
+        assert rows == [{"step": step, "loss": 0.125, "lr": 0.25} for step in range(1, 1 + left)]
+        again = CsvLog(path)
+        again.go_on(1)
+        again.log_metrics({"lr": 0.5}, 2)
+        assert numbers(path) == [*rows[:1], {"step": 2, "lr": 0.5}]
+
+
+@pytest.mark.parametrize(
+    "rubbish", [b"\0" * 30 + b"\n", b"1,2\n", b"x,1,1\n", b"2,abc,1\n", b"\xff,\xfe,1\n", b'"2,1\n']
+)
+def test_lines_that_are_no_rows_are_passed_over(path, rubbish):
+    CsvLog(path).log_metrics({"loss": 0.125, "lr": 0.25}, 1)
+    with path.open("ab") as file:
+        file.write(rubbish)
+    assert numbers(path) == [{"step": 1, "loss": 0.125, "lr": 0.25}]

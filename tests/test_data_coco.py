@@ -1,0 +1,180 @@
+"""Masks drawn from COCO's annotation files."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pseudoseg_fast.config import DataConfig
+from pseudoseg_fast.data.layouts import coco_json
+from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.read import read_mask
+from pseudoseg_fast.data.sets import read_data
+from pseudoseg_fast.split import split as choose
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools's own
+
+CATEGORIES = [{"id": 47, "name": "cup"}, {"id": 7, "name": "table"}, {"id": 90, "name": "crowd of cups"}]
+CUP, TABLE, CROWD = 2, 1, 3
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSEUDOSEG_CACHE", str(tmp_path / "cache"))
+
+
+def box(x, y, width, height):
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def annotation(number, category, segmentation, image=1, **others):
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": segmentation,
+        "iscrowd": 0,
+        **others,
+    }
+
+
+def arrange(root, annotations, split="train2017", categories=CATEGORIES, kind="instances", **others):
+    """Write two pictures of 8 x 6 pixels and an annotation file that knows the first."""
+    for name in ("a b.jpg", "unknown.jpg"):
+        path = root / split / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(path)
+    images = [{"id": 1, "file_name": "a b.jpg", "height": 6, "width": 8}]
+    path = root / "annotations" / f"{kind}_{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories, **others})
+    )
+
+
+SHAPES = [
+    annotation(1, 47, box(1, 1, 2, 2)),
+    annotation(2, 7, box(0, 0, 6, 4)),  # drawn before the cup that stands on it, though it comes later
+    annotation(
+        3, 47, {"size": [6, 8], "counts": [24, 12, 12]}, iscrowd=1
+    ),  # columns 4 and 5, under the table
+    annotation(4, 90, {"size": [6, 8], "counts": "T1<"}),  # columns 6 and 7
+]
+DRAWN = [
+    [1, 1, 1, 1, 1, 1, 3, 3],
+    [1, 2, 2, 1, 1, 1, 3, 3],
+    [1, 2, 2, 1, 1, 1, 3, 3],
+    [1, 1, 1, 1, 1, 1, 3, 3],
+    [0, 0, 0, 0, 2, 2, 3, 3],
+    [0, 0, 0, 0, 2, 2, 3, 3],
+]
+
+
+def test_instances_are_drawn_once(tmp_path, monkeypatch):
+    for split in ("train2017", "val2017"):
+        arrange(tmp_path, SHAPES, split)
+    data = read_data(DataConfig(str(tmp_path)))
+    assert data.layout == "coco"
+    assert data.classes == ["background", "table", "cup", "crowd of cups"]
+    assert data.background == 0
+    assert [sample.name for sample in data.labeled] == ["train2017/a b.jpg"]
+    assert [sample.name for sample in data.unlabeled] == ["train2017/unknown.jpg"]
+    assert [sample.name for sample in data.val] == ["val2017/a b.jpg"]
+    assert read_mask(data.labeled[0].mask, data.labels).tolist() == DRAWN
+    monkeypatch.setattr(coco_json, "_save", None)
+    assert read_data(DataConfig(str(tmp_path))).labeled == data.labeled
+    arrange(tmp_path, SHAPES[:1] * 2)
+    with pytest.raises(TypeError):  # another file: drawn anew
+        read_data(DataConfig(str(tmp_path)))
+    assert not [path for path in (tmp_path / "cache" / "data").iterdir() if path.name.startswith(".")]
+
+
+def test_many_masks_are_drawn_by_many_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_json, "_ALONE", 1)
+    for split in ("train2017", "val2017"):
+        arrange(tmp_path, SHAPES[:2], split)
+    data = read_data(DataConfig(str(tmp_path)))
+    assert data.pixels == [24, 20, 4, 0]
+
+
+def test_folders_without_a_year_are_anybodys(tmp_path):
+    for split in ("train", "val"):
+        arrange(tmp_path, SHAPES[:2], split, [{"id": 0, "name": "Background"}, *CATEGORIES])
+    data = read_data(DataConfig(str(tmp_path)))
+    assert (data.layout, data.classes[0], data.pixels[:3]) == ("coco", "background", [24, 20, 4])
+
+
+def test_panoptic_masks(tmp_path):
+    categories = [{**category, "isthing": 1} for category in CATEGORIES]
+    categories.append({"id": 200, "name": "rug", "isthing": 0})
+    infos = [{"id": 300, "category_id": 47, "iscrowd": 1}, {"id": 70_000, "category_id": 200}]
+    annotations = [{"image_id": 1, "file_name": "a b.png", "segments_info": infos}]
+    ids = np.zeros((6, 8), np.int64)
+    ids[:, 4:] = 300
+    ids[3:] = 70_000
+    for split in ("train2017", "val2017"):
+        arrange(tmp_path, annotations, split, categories, "panoptic")
+        folder = tmp_path / ("annotations" if split == "train2017" else "") / f"panoptic_{split}"
+        folder.mkdir()
+        colors = np.stack([ids % 256, ids // 256 % 256, ids // 65536], 2).astype(np.uint8)
+        Image.fromarray(colors).save(folder / "a b.png")
+    data = read_data(DataConfig(str(tmp_path)))
+    assert data.classes == ["background", "table", "cup", "crowd of cups"]
+    mask = read_mask(data.labeled[0].mask, data.labels)
+    assert mask.tolist() == [[255] * 4 + [CUP] * 4] * 3 + [[0] * 8] * 3
+
+
+@pytest.mark.parametrize(
+    ("annotations", "match"),
+    [
+        pytest.param([annotation(5, 47, [])], "annotation 5 has a box and no segmentation", id="boxes"),
+        pytest.param(
+            [annotation(5, 4, box(0, 0, 1, 1))], "is no COCO annotation file: KeyError: 4", id="category"
+        ),
+        pytest.param([annotation(5, 47, [[1, 2]])], "the mask a b.png cannot be drawn", id="polygon"),
+        pytest.param([{"id": 5}], "is no COCO annotation file: KeyError: 'image_id'", id="keys"),
+    ],
+)
+def test_wrong_annotations(tmp_path, annotations, match):
+    arrange(tmp_path, annotations)
+    with pytest.raises(DataError, match=match):
+        read_data(DataConfig(str(tmp_path)))
+    assert not list((tmp_path / "cache" / "data").glob("masks-*[!k]"))
+
+
+def test_text_that_is_no_json(tmp_path):
+    arrange(tmp_path, [])
+    (tmp_path / "annotations" / "instances_train2017.json").write_bytes(b"\xff{")
+    with pytest.raises(DataError, match=r"instances_train2017.json is no COCO annotation file"):
+        read_data(DataConfig(str(tmp_path)))
+
+
+def test_splits_of_drawn_masks_name_pictures_alone(tmp_path):
+    root = tmp_path / "set"
+    for part in ("train2017", "val2017"):
+        arrange(root, SHAPES[:2], part)
+    choose(DataConfig(str(root)), ["1/1"], 0, tmp_path / "splits")
+    assert (tmp_path / "splits/1_1/labeled.txt").read_text() == "train2017/a b.jpg\t\n"
+    data = read_data(DataConfig(str(root), labeled=str(tmp_path / "splits/1_1/labeled.txt")))
+    assert data.pixels == [24, 20, 4, 0]
+
+
+def test_pycocotools_is_an_extra(tmp_path, monkeypatch):
+    arrange(tmp_path, SHAPES[:1])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    with pytest.raises(DataError, match=r"pip install 'pseudoseg-fast\[coco\]'"):
+        read_data(DataConfig(str(tmp_path)))
+
+
+def test_names_that_lead_out_of_the_folder(tmp_path):
+    assert coco_json._mask_name("../../etc/a.jpg", tmp_path) == "a.png"
+    assert coco_json._mask_name("/etc/a.jpg", tmp_path) == "a.png"
+    assert coco_json._mask_name("train2017\\a.jpg", tmp_path) == "a.png"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.jpg").touch()
+    assert coco_json._mask_name("deep/a.jpg", tmp_path) == "deep/a.png"

@@ -1,0 +1,197 @@
+"""Large pools: little memory, and what is found out is found out once."""
+
+import multiprocessing
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pseudoseg_fast.data import cache, listing, pool, read
+from pseudoseg_fast.data.labels import Labels
+from pseudoseg_fast.data.layouts.tree import pair
+from pseudoseg_fast.data.lists import DataError, Sample
+from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.read import check_masks
+from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.tags import Tags
+
+NAMES = ["a b.jpg", "deep/z.jpg", "deep/ü.png", "last.jpg"]
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch):
+    """Keep what is found out about a few files already."""
+    monkeypatch.setenv("PSEUDOSEG_CACHE", str(tmp_path / "cache"))
+    for module in (listing, pool, read):
+        monkeypatch.setattr(module, "KEPT", 2)
+    return tmp_path / "cache" / "data"
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in NAMES:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    settle(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def settle(*paths):
+    """Let files and folders be old."""
+    for path in paths:
+        for each in [path, *path.rglob("*")]:
+            os.utime(each, ns=(0, time.time_ns() - 10 * cache.SETTLED))
+
+
+def write(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    settle(path)
+    return path
+
+
+def never(*arguments):
+    raise AssertionError("looked again")
+
+
+def test_names():
+    names = Names.of(["", "ü b", "\udce9", "z"])
+    assert list(names) == ["", "ü b", "\udce9", "z"]
+    assert (names[0], names[-2], list(names[1:3])) == ("", "\udce9", ["ü b", "\udce9"])
+    with pytest.raises(IndexError):
+        names[4]
+    assert list(Names.of([])) == []
+
+
+def test_samples_are_small_and_complete():
+    samples = Samples(Path("/data"), Names.of(f"images/{number:08d}.jpg" for number in range(2000)))
+    assert samples[-1] == Sample("images/00001999.jpg", Path("/data/images/00001999.jpg"))
+    assert [sample.name for sample in samples[3:5]] == ["images/00000003.jpg", "images/00000004.jpg"]
+    assert list(samples)[7] == samples[7]
+    assert len(pickle.dumps(samples)) < 32 * len(samples)
+    assert list(pickle.loads(pickle.dumps(samples))) == list(samples)
+
+
+def test_tags_are_found_by_name():
+    shown = np.eye(11, dtype=bool)[::-1]
+    tags = Tags([f"{number}.jpg" for number in range(11)], shown)
+    assert tags["10.jpg"] == (0,)
+    assert {name: tags[name] for name in tags} == {f"{number}.jpg": (10 - number,) for number in range(11)}
+    assert tags.get("11.jpg") is None
+    assert not Tags()
+
+
+def test_a_folder_is_walked_once(root, monkeypatch):
+    assert list(listing.list_pictures(root)) == NAMES
+    walk = listing.walk
+    monkeypatch.setattr(listing, "walk", lambda folder, *seen: walk(folder) if not seen else never())
+    assert list(listing.list_pictures(root)) == NAMES
+    assert [sample.name for sample in pair(root, root, None).unlabeled] == NAMES
+
+
+def test_a_folder_that_changes_is_walked_again(root):
+    listing.list_pictures(root)
+    (root / "deep" / "more.jpg").touch()
+    assert list(listing.list_pictures(root)) == sorted([*NAMES, "deep/more.jpg"])
+    (root / "deep" / "more.jpg").rename(root / "deep" / "other.jpg")  # perhaps within one tick of the clock
+    assert list(listing.list_pictures(root)) == sorted([*NAMES, "deep/other.jpg"])
+
+
+def test_of_processes_together_one_walks(root, tmp_path, monkeypatch):
+    walk = listing.walk
+
+    def slow(folder, folders=None):
+        if folders is not None:
+            (tmp_path / f"walk-{os.getpid()}").touch()
+            time.sleep(0.3)
+        return walk(folder, folders)
+
+    monkeypatch.setattr(listing, "walk", slow)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=listing.list_pictures, args=(root,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(list(tmp_path.glob("walk-*"))) == 1
+
+
+def test_a_list_is_checked_once(root, monkeypatch):
+    path = write(root / "list.txt", ["# names", "a b.jpg\tmasks/nowhere.png", "deep/ü.png", "last.jpg"])
+    monkeypatch.setattr(pool, "_LISTED", 2)
+    assert list(read_unlabeled(path, root).names) == ["a b.jpg", "deep/ü.png", "last.jpg"]
+    monkeypatch.setattr(pool, "_all_there", never)
+    assert list(read_unlabeled(path, root).names) == ["a b.jpg", "deep/ü.png", "last.jpg"]
+    write(path, ["last.jpg"])
+    with pytest.raises(AssertionError, match="looked again"):
+        read_unlabeled(path, root)
+
+
+@pytest.mark.parametrize(
+    "text", ["gone.jpg", "deep/gone.jpg", "nowhere/a.jpg", "../data/gone.jpg", "/etc/passwd"]
+)
+def test_lines_that_are_no_files_are_named(root, text):
+    path = write(root / "list.txt", ["last.jpg", text])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"line 2"):
+            read_unlabeled(path, root)
+
+
+def test_masks_are_read_once(tmp_path, monkeypatch, kept):
+    samples = []
+    for number in range(3):
+        image, mask = tmp_path / f"{number}.png", tmp_path / f"{number}_mask.png"
+        Image.new("RGB", (4, 3)).save(image)
+        Image.new("L", (4, 3), number).save(mask)
+        samples.append(Sample(image.name, image, mask))
+    settle(*(path for sample in samples for path in sample[1:]))
+    count = read._count_pixels
+    expected = 12 * np.eye(3, dtype=int)
+    assert check_masks(samples, Labels(3)).tolist() == expected.tolist()
+    monkeypatch.setattr(read, "_count_pixels", never)
+    assert check_masks(samples, Labels(3)).tolist() == expected.tolist()
+    with pytest.raises(AssertionError, match="looked again"):
+        check_masks(samples, Labels(4))
+    monkeypatch.setattr(read, "_count_pixels", count)
+    Image.new("L", (4, 3), 1).save(samples[0].mask)
+    assert check_masks(samples, Labels(3)).tolist() == expected[[1, 1, 2]].tolist()
+    Image.new("L", (4, 3), 7).save(samples[0].mask)
+    with pytest.raises(DataError, match="1 of 3 masks cannot be used"):
+        check_masks(samples, Labels(3))
+
+
+def test_a_damaged_cache_is_found_again(root, kept):
+    listing.list_pictures(root)
+    (file,) = kept.glob("pictures-*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert list(listing.list_pictures(root)) == NAMES
+
+
+def test_what_a_killed_process_left_is_removed(kept):
+    def fill(folder):
+        if not list(kept.glob("*.lock")):
+            raise AssertionError("no lock")
+        (folder / "a").touch()
+
+    folder = cache.keep_folder("masks", 1, fill)
+    (folder / "a").unlink()
+    folder.rmdir()
+    for name, age in ((f".{folder.name}-old", 7200), (f".{folder.name}-young", 0)):
+        (kept / name).mkdir()
+        os.utime(kept / name, (time.time() - age,) * 2)
+    assert cache.keep_folder("masks", 1, fill) == folder
+    assert [path.name for path in kept.glob(".*")] == [f".{folder.name}-young"]
+
+
+def test_nowhere_to_keep_it(root, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cache, "cache_folders", lambda: [tmp_path / "file"])
+    assert list(listing.list_pictures(root)) == NAMES
+    assert "set PSEUDOSEG_CACHE to a folder that can be written" in caplog.text
+    with pytest.raises(OSError, match="no folder to keep masks in; set PSEUDOSEG_CACHE"):
+        cache.keep_folder("masks", 1, lambda folder: None)

@@ -1,0 +1,143 @@
+"""Pictures in tar shards that can only be read from their beginning: pipes stand in for URLs."""
+
+import io
+import itertools
+import sys
+import tarfile
+
+import pytest
+import tiny
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pseudoseg_fast.config import DataConfig, parse_config
+from pseudoseg_fast.data import stream
+from pseudoseg_fast.data.dataset import SegmentationDataset, collate
+from pseudoseg_fast.data.labels import Labels
+from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.stream import Stream, StreamDataset
+from pseudoseg_fast.loaders import unlabeled_loader
+from pseudoseg_fast.trainer import Trainer
+
+SHARDS, INSIDE = 6, 4
+
+
+def write_shard(path, files):
+    with tarfile.open(path, "w") as shard:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+
+
+def encoded(number):
+    data = io.BytesIO()
+    Image.new("RGB", (5, 4), (number, 0, 0)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def url(tmp_path):
+    for shard in range(SHARDS):
+        numbers = range(shard * INSIDE, (shard + 1) * INSIDE)
+        files = {f"{number}.png": encoded(number) for number in numbers} | {f"{shard}.json": b"{}"}
+        write_shard(tmp_path / f"pool-{shard:02d}.tar", files)
+    return f"pipe:cat {tmp_path}/pool-{{00..{SHARDS - 1:02d}}}.tar"
+
+
+def pictures(url, size=SHARDS * INSIDE):
+    return SegmentationDataset(read_unlabeled(url, ".", size=size), Labels(1))
+
+
+def first(dataset, count, workers=0):
+    """The values of the first pictures, in batches of two."""
+    loader = DataLoader(dataset, 2, num_workers=workers, collate_fn=collate)
+    batches = itertools.islice(loader, count // 2)
+    return [int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]]
+
+
+def test_a_pass_shows_each_picture_once(url, monkeypatch):
+    monkeypatch.setattr(stream, "SHUFFLED", 2)
+    values = first(StreamDataset(pictures(url), 7), SHARDS * INSIDE - 2)
+    assert len(set(values)) == len(values)
+    assert values != sorted(values)
+    assert first(StreamDataset(pictures(url), 7), len(values)) == values
+    assert first(StreamDataset(pictures(url), 8), len(values)) != values
+
+
+def test_ranks_and_workers_see_other_pictures(url, monkeypatch):
+    monkeypatch.setattr(stream, "SHUFFLED", 2)
+    seen = [first(StreamDataset(pictures(url), 7, rank, 3), 4) for rank in range(3)]
+    assert len({value for values in seen for value in values}) == 12
+    values = first(StreamDataset(pictures(url), 7), 12, workers=2)
+    assert len(set(values)) == 12
+
+
+def test_names_and_seeds(url):
+    item = next(iter(StreamDataset(pictures(url), 0)))
+    number = item["image"][0, 0, 0].item()
+    assert item["name"] == f"pool-{number // INSIDE:02d}.tar/{number}.png"
+    assert item["corrupt"] == ()
+
+
+def test_unreadable_pictures_are_skipped_and_named(tmp_path):
+    write_shard(tmp_path / "a.tar", {"bad.png": b"no picture", "good.png": encoded(3)})
+    items = itertools.islice(StreamDataset(pictures(f"pipe:cat {tmp_path}/a.tar"), 0), 6)
+    assert {name for item in items for name in item["corrupt"]} == {"a.tar/bad.png"}
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        pytest.param({"bad.png": b"no picture"}, "no readable picture in 33 of a stream", id="unreadable"),
+        pytest.param({"a.txt": b""}, "hold no picture", id="no-picture"),
+        pytest.param(None, "cannot be streamed", id="missing"),
+    ],
+)
+def test_wrong_streams(tmp_path, files, match):
+    if files is not None:
+        write_shard(tmp_path / "a.tar", files)
+    with pytest.raises(DataError, match=match):
+        next(iter(StreamDataset(pictures(f"pipe:cat {tmp_path}/a.tar"), 0)))
+
+
+def test_a_run_on_a_stream(url, tmp_path):
+    source = tiny.make_set(tmp_path / "set")
+    tiny.write(
+        source / "tags.csv", ["image,tags", *(f"pool-00.tar/{number}.png,disc" for number in range(4))]
+    )
+    changes = {
+        "data.unlabeled": url,
+        "data.unlabeled_size": SHARDS * INSIDE,
+        "data.tags": "tags.csv",
+        "method.image_labels": "true",
+    }
+    config = parse_config(tiny.options(source, tmp_path / "run", changes), "", "")
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.data.pictures == SHARDS * INSIDE + 2
+    names = [
+        [next(batches)["name"] for _ in range(3)]
+        for batches in (
+            iter(unlabeled_loader(config, trainer.data, trainer.network, start, rank, 2))
+            for start, rank in ((0, 0), (0, 1), (5, 0), (0, 0))
+        )
+    ]
+    assert names[0] == names[3]
+    assert names[0] != names[1]
+    assert names[0] != names[2]
+    batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
+    for name, tags in zip(batch["name"], batch["tags"], strict=True):
+        assert tags.isnan().all() == (not name.startswith("pool-00"))
+
+
+def test_what_a_stream_cannot(url, monkeypatch):
+    with pytest.raises(DataError, match=r"nobody knows the length; .* --data.unlabeled_size N"):
+        read_unlabeled(url, ".")
+    with pytest.raises(DataError, match="is a stream, in which no picture has a place"):
+        Stream(["s3://a.tar"], 3)[0]
+    with pytest.raises(ValueError, match="unlabeled_size must be positive, got 0"):
+        DataConfig("demo", unlabeled_size=0)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(DataError, match=r"pip install 'pseudoseg-fast\[webdataset\]'"):
+        StreamDataset(pictures(url), 0)

@@ -1,0 +1,241 @@
+"""Several processes: the gradients of one with a larger batch, scores that count every picture once, restarts."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from pseudoseg_fast.config import RunConfig, parse_config
+from pseudoseg_fast.distributed import freeze_unused, processes
+from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
+from pseudoseg_fast.network import Network
+from pseudoseg_fast.trainer import Trainer
+
+# No batch norm and nothing random: a step is a sum over pictures.
+SEPARABLE = {
+    "model.arch": "FPN",
+    "model.encoder_name": "test_convnext",
+    "model.decoder": '{"decoder_dropout": 0}',
+    "method.ema": 0.9,
+    "method.norm": "none",  # the others look at SGC, whose norm is over the local batch
+    "method.gamma": 1,
+    "method.weight_sa": 0,
+    "method.class_weight": "balanced",
+    "method.image_labels": "true",
+    "data.tags": "tags.csv",
+    "data.scales": [0.5, 1.0],  # padding, so that processes differ in their numbers of pixels
+    "optim.lr": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc;square", "images/2.png,disc"])
+    return root
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def in_processes(count, folder, function, *arguments):
+    """Call a function in processes that torchrun could have started; return what they return, by rank."""
+    port = free_port()
+
+    def work(rank):
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        torch.set_num_threads(1)
+        torch.save(function(*arguments), folder / f"{rank}.pt")
+
+    workers = [
+        multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        worker.kill()
+    assert [worker.exitcode for worker in workers] == [0] * count
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def step_of(root, folder, changes):
+    """Take a training step; return the gradients, the loss terms, the pictures and the scores afterwards."""
+    config = parse_config(tiny.options(root, folder, SEPARABLE | changes), "", "")
+    trainer = Trainer(config, folder)
+    loaders = (labeled_loader, unlabeled_loader)
+    streams = [iter(load(config, trainer.data, trainer.network, 0, **trainer.rank)) for load in loaders]
+    batches = trainer.next_batches(*streams)
+    losses = trainer.training_step(batches, 1.0)
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in trainer.network.named_parameters()
+        if parameter.grad is not None
+    }
+    trainer.step = 1
+    trainer.evaluate()
+    names = [name for pair in batches for batch in pair for name in batch["name"]]
+    return gradients, losses, names, trainer.scores
+
+
+def assert_same_step(parts, whole):
+    for gradients, _, _, scores in parts:
+        assert gradients.keys() == whole[0].keys()
+        for name, gradient in gradients.items():
+            error = (gradient - whole[0][name]).norm() / whole[0][name].norm()
+            assert error < 1e-5, name
+        assert scores.pixels == whole[3].pixels
+        assert scores.iou == pytest.approx(whole[3].iou, nan_ok=True)
+    for name, loss in whole[1].items():
+        torch.testing.assert_close(torch.stack([losses[name] for _, losses, _, _ in parts]).mean(), loss)
+    assert sorted(name for _, _, names, _ in parts for name in names) == sorted(whole[2])
+
+
+def test_two_processes_or_two_passes_give_the_gradients_of_one(root, tmp_path):
+    whole = step_of(root, tmp_path / "whole", {"optim.batch_size": 4})
+    assert len(whole[2]) == 8
+    assert_same_step([step_of(root, tmp_path / "passes", {"optim.accumulate": 2})], whole)
+    assert_same_step(in_processes(2, tmp_path, step_of, root, tmp_path / "processes", {}), whole)
+
+
+def draws_and_norms(root, folder):
+    """Take a step of a network with batch norms and dropout; return weights, running statistics and a draw."""
+    config = parse_config(tiny.options(root, folder), "", "")
+    trainer = Trainer(config, folder)
+    loaders = (labeled_loader, unlabeled_loader)
+    streams = [iter(load(config, trainer.data, trainer.network, 0, **trainer.rank)) for load in loaders]
+    trainer.training_step(trainer.next_batches(*streams), 1.0)
+    return trainer.network.state_dict(), float(torch.rand(()))
+
+
+def test_processes_keep_the_same_weights_and_draw_differently(root, tmp_path):
+    (one, draw), (other, another) = in_processes(2, tmp_path, draws_and_norms, root, tmp_path / "run")
+    assert draw != another
+    for name, values in one.items():
+        assert torch.equal(values, other[name]), name
+
+
+def test_parameters_that_nothing_depends_on_are_frozen():
+    network = Network("FPN", "test_convnext", None, classes=3)
+    network.encoder.forgotten = torch.nn.Linear(2, 2)
+    state = torch.get_rng_state()
+    freeze_unused(network, 30)
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert {"encoder.forgotten.weight", "encoder.forgotten.bias"} <= set(frozen)
+    assert all(name.startswith("encoder.") for name in frozen)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "expected"),
+    [
+        ({}, "auto", (1, 1)),
+        ({}, 2, (2, 1)),
+        (SLURM, "auto", (4, 2)),
+        (TORCHRUN, "auto", (3, 2)),
+        (SLURM | TORCHRUN, 3, (3, 2)),
+    ],
+)
+def test_the_launcher_says_how_many_processes_there_are(monkeypatch, environment, devices, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes(RunConfig(devices=devices).devices) == expected
+
+
+@pytest.mark.parametrize(("environment", "launcher"), [(SLURM, "srun"), (TORCHRUN, "torchrun")])
+def test_devices_that_contradict_the_launcher_are_refused(monkeypatch, environment, launcher):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"run.devices is 2, but {launcher} started"):
+        processes(2)
+
+
+@pytest.fixture
+def torchrun(root):
+    """Start runs in two processes; none of them outlives the test."""
+    started = []
+
+    def start(folder, changes, *options):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        changes = {
+            "run.log_every": 1,
+            "run.eval_every": 4,
+            "run.checkpoint_every": 2,
+            "optim.steps": 40,
+        } | changes
+        arguments = ["-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)]
+        started.append(
+            subprocess.Popen(
+                [*command, *options, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        for worker in workers_of(process):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
+def workers_of(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_dies(torchrun, tmp_path):
+    """One of two processes is killed; the other ends, both are started again, and the result is to the bit the same."""
+    changes = {"method.ema": 0.9, "run.resume": "auto"}
+    run = torchrun(tmp_path / "killed", changes, "--max-restarts=1")
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    wait_for(lambda: run.poll() is not None or last.exists())
+    os.kill(workers_of(run)[-1], signal.SIGKILL)
+    printed, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, printed
+    whole = torchrun(tmp_path / "whole", changes)
+    assert whole.wait(240) == 0
+    states = [tiny.checkpoint(tmp_path / name) for name in ("killed", "whole")]
+    assert states[0]["step"] == states[1]["step"] == 40
+    for part in ("model", "teacher"):
+        for name, values in states[0][part].items():
+            assert torch.equal(values, states[1][part][name]), name
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
+    assert results[0]["miou"] == results[1]["miou"]

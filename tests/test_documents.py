@@ -1,0 +1,106 @@
+"""README and docs are true: commands run or parse, tables are what the results say, links lead somewhere."""
+
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from bench import report
+from pseudoseg_fast.config import parse_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+PROGRAM = re.compile(r"python -m (pseudoseg_fast\.\w+)|-m (pseudoseg_fast\.\w+)")
+TINY = """
+data: {crop_size: 32, scales: [1.0], workers: 0}
+model: {encoder_name: test_efficientnet, encoder_weights: null, attention_dim: 8}
+method: {start_u: 0}
+optim: {steps: 2, batch_size: 2}
+run: {accelerator: cpu}
+"""
+
+
+def commands(page):
+    """Programs and arguments of a page's blocks of shell commands, in order."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if match := PROGRAM.search(line):
+                found.append((match[1] or match[2], shlex.split(line[match.end() :], comments=True)))
+    return found
+
+
+def test_every_page_is_looked_at():
+    assert {"README.md", "docs/cluster.md", "docs/data.md", "docs/deployment.md"} <= set(PAGES)
+    assert [len(commands(page)) for page in PAGES if page != "docs/deployment.md"] >= [5, 4, 5]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_training_commands_parse(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos.yaml").write_text("data: {root: photos}\n")
+    for program, arguments in commands(page):
+        if program == "pseudoseg_fast.train":
+            assert parse_config(arguments, "", "")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the pictures that the pages speak of."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = tiny.make_set(folder / "made")
+    for index in range(8):
+        part = "val" if index in (5, 6, 7) else "train"
+        for kind in ("images", "masks"):
+            source = made / kind / f"{index}.png"
+            target = folder / "photos" / kind / part / f"{index}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.exists():
+                shutil.copy(source, target)
+    shutil.copy(made / "classes.txt", folder / "photos" / "classes.txt")
+    (folder / "more").mkdir()
+    shutil.copy(made / "images" / "0.png", folder / "more" / "0.jpg")
+    return folder
+
+
+def test_commands_of_the_pages_run_one_after_another(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    Path("tiny.yaml").write_text(TINY)
+    for page in ("README.md", "docs/deployment.md", "docs/data.md"):
+        for program, arguments in commands(page):
+            if program == "pseudoseg_fast.demo" or arguments == ["--config", "demo"]:
+                continue  # a server, and minutes of training; tests of their own
+            if program == "pseudoseg_fast.train":
+                arguments = [*arguments, "--config", "tiny.yaml", "--run.overwrite", "true"]
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            status = importlib.import_module(program).main(arguments)
+            assert not status, f"{page}: {program} {arguments}\n{capsys.readouterr()}"
+    for name in ("runs/photos/report.html", "model.onnx", "masks", "check.png", "photos.yaml"):
+        assert Path(name).exists(), name
+
+
+def test_tables_are_what_the_results_say():
+    for page in report.DOCUMENTS:
+        text = (ROOT / page).read_text()
+        assert report.fill(text) == text, f"{page}: run python -m bench.report"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "bench/README.md"])
+def test_benchmarks_and_results_that_are_named_exist(page):
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`(bench/[\w/.-]+\.(?:json|jsonl|py|sh|yaml))`", text):
+        assert (ROOT / name).exists(), f"{page}: {name}"
+    for module in re.findall(r"python -m (bench\.\w+|tools\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"

@@ -1,0 +1,114 @@
+"""Losses that are not finite, and memory that runs out: found, named, and nothing of them kept."""
+
+import re
+
+import pytest
+import tiny
+import torch
+
+from pseudoseg_fast import train, trainer
+from pseudoseg_fast.finite import NotFinite, Watch, sound
+from pseudoseg_fast.memory import largest_batch
+from pseudoseg_fast.step import StepLosses
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
+
+
+def poison(monkeypatch, *steps):
+    """Make the consistency loss of some steps NaN, counted from 1."""
+    forward = StepLosses.forward
+    calls = []
+
+    def wrapper(self, *arguments):
+        losses = forward(self, *arguments)
+        calls.append(len(calls) + 1)
+        if calls[-1] in steps:
+            losses["L_u"] = losses["L_u"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(StepLosses, "forward", wrapper)
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_its_pictures(root, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, 3)
+    changes = {"run.checkpoint_every": 2, "run.log_every": 100, "optim.steps": 9}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    message = capsys.readouterr().err
+    found = re.search(r"error: step 3: L_u is nan, on these pictures:\n((?:  images/\d.png\n)+)", message)
+    assert 2 <= found.group(1).count("\n") <= 4
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert f"the last good checkpoint is {last}, to go on from with --run.resume auto" in message
+    assert tiny.checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "run"
+    changes = {"run.nonfinite": "skip", "run.log_every": 1, "run.checkpoint_every": 1, "optim.steps": 2}
+    with monkeypatch.context() as patch:
+        poison(patch, 2)
+        assert train.main(tiny.options(root, folder, changes | {"method.ema": 0.9})) == 0
+    assert "skipped step 2: L_u is nan" in caplog.text
+    state = tiny.checkpoint(folder)
+    assert train.main(tiny.options(root, tmp_path / "one", changes | {"method.ema": 0.9})) == 0
+    assert state["step"] == 2
+    for part in ("model", "teacher"):
+        assert all(values.isfinite().all() for values in state[part].values())
+
+
+def test_steps_are_not_left_out_for_ever(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "MAX_SKIPPED", 1)
+    poison(monkeypatch, 1, 3, 4)
+    changes = {"run.nonfinite": "skip", "optim.steps": 9}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    message = capsys.readouterr().err
+    assert "2 steps in succession; step 4: L_u is nan" in message
+    assert "no checkpoint had been written yet" in message
+
+
+def test_an_infinite_gradient_is_found_although_the_losses_are_finite():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.tensor([0.0, float("inf"), 0.0])
+    losses = {"L_s": torch.tensor(1.0)}
+    assert sound(losses, None)
+    assert not sound(losses, [parameter])
+    watch = Watch()
+    with pytest.raises(NotFinite, match="step 7: the losses are finite, but the gradient is not"):
+        watch.add(7, [["a.png"]], losses, sound(losses, [parameter]))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 16])
+def test_the_largest_batch_that_fits_is_found(limit):
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("out of memory")
+
+    assert largest_batch(attempt, 16) == limit
+    assert len(tried) <= 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (3, "3 + 3 fit: give --optim.batch_size 3, and --optim.accumulate 2 for as many in a step"),
+        (0, "no batch fits; or lower --data.crop_size"),
+    ],
+)
+def test_memory_that_runs_out_ends_with_the_batch_that_fits(root, tmp_path, monkeypatch, capsys, limit, said):
+    forward = StepLosses.forward
+
+    def too_large(self, labeled, *others):
+        if len(labeled["image"]) > limit:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return forward(self, labeled, *others)
+
+    monkeypatch.setattr(StepLosses, "forward", too_large)
+    assert train.main(tiny.options(root, tmp_path / "run", {"optim.batch_size": 5})) == 2
+    message = capsys.readouterr().err
+    assert "out of memory at step 1, in a pass of 5 labelled and 5 unlabelled pictures of 32 px" in message
+    assert said in message

@@ -1,0 +1,123 @@
+"""The passes of a step: how many, of what, and what they may share."""
+
+import pytest
+import torch
+
+from pseudoseg_fast.method import MethodConfig, unlabeled_losses
+from pseudoseg_fast.network import Network
+from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
+
+CLASSES, SIDE = 3, 32
+
+
+def make(encoder, **options):
+    torch.manual_seed(0)
+    network = Network(
+        "FPN", encoder, None, classes=CLASSES, attention_dim=8, decoder={"decoder_dropout": 0.0}
+    )
+    return StepLosses(network.train(), MethodConfig(**options), None, None)
+
+
+def batches(views=1):
+    torch.manual_seed(1)
+    labeled = {
+        "image": torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8),
+        "mask": torch.randint(0, CLASSES, (2, SIDE, SIDE), dtype=torch.uint8),
+        "valid": torch.ones(2, SIDE, SIDE, dtype=torch.bool),
+    }
+    valid = torch.ones(3, views, SIDE, SIDE, dtype=torch.bool)
+    for view in range(views):
+        valid[:, view, 8 * view : 8 * view + 16, :16] = False  # the squares overlap
+    unlabeled = {
+        "weak": torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8),
+        "strong": torch.randint(0, 256, (3, views, 3, SIDE, SIDE), dtype=torch.uint8),
+        "valid": valid,
+    }
+    return labeled, unlabeled
+
+
+def test_strong_views_learn_one_label_and_their_losses_are_averaged():
+    step = make("test_convnext", strong_views=2)
+    labeled, unlabeled = batches(views=2)
+    losses = step(labeled, unlabeled, 0.5)
+    with torch.no_grad():
+        # A position takes part in the attention where at least one view shows it.
+        weak = step.network(unlabeled["weak"], sgc=True, valid=unlabeled["valid"].any(1))
+        views = [
+            unlabeled_losses(
+                step.method,
+                0.5,
+                step.network(unlabeled["strong"][:, view]),
+                weak,
+                unlabeled["valid"][:, view],
+            )["L_u"]
+            for view in range(2)
+        ]
+    torch.testing.assert_close(losses["L_u"], (views[0] + views[1]) / 2)
+    assert views[0] != views[1]
+
+
+def run(joint, encoder):
+    step = make(encoder, joint=joint)
+    losses = step(*batches(), 1.0)
+    sum(losses.values()).backward()
+    gradients = {
+        name: parameter.grad for name, parameter in step.network.named_parameters() if parameter.requires_grad
+    }
+    return losses, gradients
+
+
+def test_a_joint_pass_is_the_same_where_no_norm_looks_at_the_batch():
+    assert not has_batch_norm(make("test_convnext").network)
+    assert make("test_convnext").joint
+    (apart, ours), (joint, theirs) = run(False, "test_convnext"), run(True, "test_convnext")
+    assert apart.keys() == joint.keys() == {"L_s", "L_sa", "L_x", "L_u"}
+    for name, loss in apart.items():
+        torch.testing.assert_close(joint[name], loss)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_joint_pass_shares_the_statistics_of_batch_norms_and_is_not_taken_unasked():
+    assert has_batch_norm(make("test_resnet").network)
+    assert not make("test_resnet").joint
+    (apart, _), (joint, _) = run(False, "test_resnet"), run(True, "test_resnet")
+    assert joint["L_s"] != apart["L_s"]
+
+
+def test_terms_are_multiplied_by_their_shares():
+    step = make("test_convnext")
+    share = torch.arange(1.0, 1 + len(TERMS))
+    whole, shared = step(*batches(), 1.0), step(*batches(), 1.0, share)
+    for name, loss in whole.items():
+        torch.testing.assert_close(shared[name], loss * share[TERMS.index(name)])
+
+
+def test_denominators_are_what_the_means_divide_by():
+    step = make("test_convnext")
+    labeled, unlabeled = batches()
+    labeled["mask"][0, :8] = 255
+    pixels, one, same, rows, valid = step.denominators(labeled, unlabeled).tolist()
+    assert pixels == same == 2 * SIDE * SIDE - 8 * SIDE
+    assert (one, rows) == (1, 2)
+    assert valid == 3 * (8 * 8 - 4 * 4)  # at the decoder's stride of 4
+    step.class_weight = torch.tensor([1.0, 0.0, 0.0])
+    assert step.denominators(labeled, None).tolist()[0] == int((labeled["mask"] == 0).sum())
+    assert step.denominators(labeled, None).tolist()[-1] == 0
+    assert step.network.training
+
+
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        ({}, set()),
+        ({"name": "supervised"}, {"classifier", "sgc"}),
+        ({"weight_x": 0.0}, {"classifier"}),
+        ({"weight_sa": 0.0}, {"sgc"}),
+    ],
+)
+def test_what_has_no_loss_is_frozen(options, frozen):
+    network = make("test_convnext", **options).network
+    assert frozen == {
+        name.split(".")[0] for name, parameter in network.named_parameters() if not parameter.requires_grad
+    }
