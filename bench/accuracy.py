@@ -32,7 +32,7 @@ import yaml
 
 from bench import curves
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
-from pseudoseg_fast.trainer import FREE_ON_RESUME
+from pseudoseg_fast.run_state import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
 SUPERVISED = {"name", "align_corners", "ema", "class_weight", "weight_dice"}
@@ -125,8 +125,9 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and (name == "mIoU" or name.startswith("L_")):
+            for column, value in row.items():
+                name = column.split("/")[-1]
+                if value and (column == "eval/mIoU" or column.startswith("train/L_")):
                     found.setdefault(name, []).append([int(row["step"]), float(f"{float(value):.4g}")])
     return found
 

@@ -2,7 +2,8 @@
 
 Logits are upsampled before anything else is done with them, so that softmaxes, fusion and losses hold several maps
 [B, C, H, W]; each view is a pass of its own; weights of the moving average are walked one by one; and the losses are
-read at every step, which waits for the device.
+read at every step, which waits for the device. Network and optimiser are the trainer's, channels_last and fused, so
+that what differs is the loop.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import image_labels_from_mask
+from pseudoseg_fast.step import single
 from pseudoseg_fast.trainer import Trainer
 
 LITE0 = (
@@ -44,9 +45,12 @@ RUNS = {
     "camvid": CAMVID,
     "camvid_full_label": CAMVID + " --method.label_size crop",
     "ccp": LITE0 + "--data.labeled splits/50/labeled.txt --data.unlabeled splits/50/unlabeled.txt",
-    "voc_321_cpu": f"{VOC} --data.crop_size 321 --optim.batch_size 2",
-    "voc_321_gpu": f"{VOC} --data.crop_size 321 --optim.batch_size 8",
-    "voc_513_gpu": f"{VOC} --data.crop_size 513 --optim.batch_size 8",
+    "voc_321_2_cpu": f"{VOC} --data.crop_size 321 --optim.batch_size 2",
+    **{
+        f"voc_{crop}_{batch}_gpu": f"{VOC} --data.crop_size {crop} --optim.batch_size {batch}"
+        for crop in (321, 513)
+        for batch in (4, 8, 16)
+    },
 }
 MADE_UP = "voc"
 """Runs whose pictures are made up, of VOC's size."""
@@ -55,7 +59,7 @@ LOOPS = {
     "eager": "",
     "auto": "",
     "compile": "--run.compile true",
-    "research_amp": "",
+    "research_amp": "--run.precision bf16-mixed",
     "auto_amp": "--run.precision bf16-mixed",
     "joint_amp": "--run.precision bf16-mixed --method.joint true",
     "compile_amp": "--run.precision bf16-mixed --run.compile true",
@@ -169,10 +173,11 @@ def loss_path(
     masks, valid = labeled["mask"], unlabeled["valid"][:, 0]
     tags = unlabeled["tags"] if method.image_labels else None
     present = image_labels_from_mask(masks, network.classes, network.background)
-    ours = Outputs(*map(leaf, network(labeled["image"], sgc=True, image_labels=present)))
-    strong = Outputs(*map(leaf, network(unlabeled["strong"][:, 0])))
-    with torch.no_grad():
-        weak = network(unlabeled["weak"], sgc=True, image_labels=tags, valid=valid)
+    with trainer.fabric.autocast():
+        ours = Outputs(*map(leaf, single(network(labeled["image"], sgc=True, image_labels=present))))
+        strong = Outputs(*map(leaf, single(network(unlabeled["strong"][:, 0]))))
+        with torch.no_grad():
+            weak = single(network(unlabeled["weak"], sgc=True, image_labels=tags, valid=valid))
 
     def compute() -> None:
         losses = labeled_losses(method, ours, masks, present, tagged=tags is not None)
