@@ -359,11 +359,16 @@ class Teacher:
         decay = min(self.decay, (1 + updates) / (10 + updates))
         averaged: list[Tensor] = []
         current: list[Tensor] = []
+        copied: list[Tensor] = []
+        sources: list[Tensor] = []
         theirs = model.state_dict()
         for name, ours in self.model.state_dict().items():
             if ours.is_floating_point():
                 averaged.append(ours)
                 current.append(theirs[name].to(ours.dtype))
             else:
-                ours.copy_(theirs[name])
+                copied.append(ours)
+                sources.append(theirs[name])
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        if copied:
+            torch._foreach_copy_(copied, sources)

@@ -16,6 +16,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
+from pseudoseg_fast.batches import Batches, what_fits
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
@@ -36,7 +37,7 @@ from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
-from pseudoseg_fast.memory import is_out_of_memory, largest_batch, peak_memory
+from pseudoseg_fast.memory import is_out_of_memory, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
@@ -48,9 +49,6 @@ from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
 
 logger = logging.getLogger(__name__)
-
-Batches = tuple[dict[str, Any], dict[str, Any] | None]
-"""Labelled and unlabelled batch of one forward pass."""
 
 MAX_SKIPPED = 20
 """Steps in succession that may be left out for not being sound."""
@@ -249,25 +247,9 @@ class Trainer:
                 raise
             reason = str(error).split("\n")[0]
         # Here the failed step's tensors are free: the error held on to them.
-        given = count(batches[0])
-        if self.fabric.world_size > 1:
-            remedy = "lower --optim.batch_size"
-        elif fits := largest_batch(
-            lambda size: self.training_step([shrink(batches[0], size)], weight), given[0] - 1
-        ):
-            passes = self.config.optim.accumulate * -(-given[0] // fits)
-            remedy = f"{fits} + {count(shrink(batches[0], fits))[1]} fit: give --optim.batch_size {fits}"
-            if self.config.optim.unlabeled_batch_size:
-                remedy += f" --optim.unlabeled_batch_size {count(shrink(batches[0], fits))[1]}"
-            remedy += f", and --optim.accumulate {passes} for as many in a step"
-        else:
-            remedy = "no batch fits"
-        raise RuntimeError(
-            f"out of memory at step {self.step + 1}, in a pass of {given[0]} labelled and {given[1]} unlabelled "
-            f"pictures of {self.config.data.crop_size} px: {remedy}; or lower --data.crop_size"
-            + (", or use --run.precision bf16-mixed" if self.config.run.precision == "32-true" else "")
-            + f" ({reason})"
-        )
+        trial = None if self.fabric.world_size > 1 else lambda pair: self.training_step([pair], weight)
+        remedy = what_fits(batches[0], self.config, trial)
+        raise RuntimeError(f"out of memory at step {self.step + 1}, {remedy} ({reason})")
 
     def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
         """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.
@@ -431,22 +413,3 @@ def weigh(losses: dict[str, Tensor], share: Tensor | None) -> dict[str, Tensor]:
     if share is None:
         return losses
     return {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}
-
-
-def count(pair: Batches) -> tuple[int, int]:
-    """Return how many labelled and unlabelled pictures a pass has."""
-    labeled, unlabeled = pair
-    return len(labeled["name"]), len(unlabeled["name"]) if unlabeled else 0
-
-
-def shrink(pair: Batches, size: int) -> Batches:
-    """Return the first ``size`` labelled pictures of a pass, and as large a part of the unlabelled ones."""
-    labeled, unlabeled = pair
-    part = size / len(labeled["name"])
-
-    def first(batch: dict[str, Any], count: int) -> dict[str, Any]:
-        return {name: values[:count] for name, values in batch.items()}
-
-    return first(labeled, size), first(
-        unlabeled, max(1, round(part * len(unlabeled["name"])))
-    ) if unlabeled else None
