@@ -133,7 +133,7 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
 
 
 def run_grid(
-    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None
+    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None, only: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run what ``results`` does not have yet; return the rows that there are, and what failed.
 
@@ -143,6 +143,7 @@ def run_grid(
         runs: folder for the runs themselves.
         jobs: how many run side by side.
         threads: of each; None shares the cores among the jobs.
+        only: regular expression; rows whose name has no match of it are not run.
     """
     grid = yaml.safe_load(path.read_text())
     common = grid.get("common", "")
@@ -156,8 +157,9 @@ def run_grid(
     done = {cell: row for cell in cells for row in rows if same(row, cell)}
     failures = []
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    missing = [cell for cell in cells if cell not in done and re.search(only, cell.name)]
     pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
+    futures = {pool.submit(cell.run, runs, threads): cell for cell in missing}
     try:
         for future in as_completed(futures):
             try:
@@ -204,10 +206,13 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, help="threads of each run; by default the jobs share the cores"
     )
+    parser.add_argument("--only", default="", help="run only rows whose name matches this regular expression")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
-    rows, failures = run_grid(options.grid, results, options.runs, options.jobs, options.threads)
+    rows, failures = run_grid(
+        options.grid, results, options.runs, options.jobs, options.threads, options.only
+    )
     print(curves.table(rows))
     if written := curves.plot(rows, results.with_suffix(".png")):
         print(written)

@@ -50,6 +50,18 @@ def accuracy(grid: str) -> list[list[str]]:
     return rows
 
 
+def labels(name: str) -> list[list[str]]:
+    """Return the quality of pseudo labels, by the part that makes them and by what it is told."""
+    told = {"": "predicted", ", tags": "true", ", excluded": "true, all others ruled out"}
+    rows = [["run, step", "image-level labels", "decoder", "SGC", "fused", "fused above 0.7: share, right"]]
+    for row in map(json.loads, (RESULTS / f"labels-{name}.jsonl").read_text().splitlines()):
+        for suffix, meaning in told.items():
+            mious = [f"{100 * row[part + suffix]['miou']:.1f}" for part in ("decoder", "sgc", "fused")]
+            share, right = (f"{100 * value:.0f} %" for value in row["fused" + suffix]["above"]["0.7"])
+            rows.append([f"{row['run']}, {row['step']}", meaning, *mious, f"{share}, {right}"])
+    return rows
+
+
 def kernels() -> list[list[str]]:
     """Return the kernels against PyTorch at VOC's full size on the CPU."""
     rows = [
@@ -183,6 +195,8 @@ def pools() -> list[list[str]]:
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
+    "labels-ccp": lambda: labels("ccp"),
+    "accuracy-tuning": lambda: accuracy("tuning"),
     "kernels": kernels,
     "floors": floors,
     "steps": steps,
