@@ -51,12 +51,10 @@ print("done")
 """
 
 
-def runtime(toolchain):
-    """The sanitizer's library, which has to be in a process before anything else."""
-    done = subprocess.run(
-        [*toolchain.cxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
+def runtime(toolchain, name):
+    """Where the compiler has a library of its runtime."""
+    command = [*toolchain.cxx, f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +62,15 @@ def library(tmp_path_factory):
     if sys.platform != "linux":
         pytest.skip("the sanitizer's library is preloaded as Linux does it")
     toolchain = find_toolchain()
-    if not os.path.isabs(runtime(toolchain)):
+    sanitizer = runtime(toolchain, "libasan.so")
+    if not os.path.isabs(sanitizer):
         pytest.skip(f"{toolchain.version} comes without libasan.so")
     spec = cpu_spec()
     spec = replace(spec, flags=(*spec.flags, "-O1", "-g1", *SANITIZE), link_flags=SANITIZE)
-    return runtime(toolchain), compile_library(spec, toolchain, tmp_path_factory.mktemp("library"))
+    # The sanitizer goes first. As it starts it looks up __cxa_throw to wrap it, and Python alone brings none: the first
+    # exception of any library, ours or one that torch imports, would end the process.
+    preload = f"{sanitizer} {runtime(toolchain, 'libstdc++.so.6')}"
+    return preload, compile_library(spec, toolchain, tmp_path_factory.mktemp("library"))
 
 
 @pytest.mark.parametrize("isa", instruction_sets(platform.machine()))
