@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bench import curves
 
 ROOT = Path(__file__).parent.parent
@@ -39,11 +41,13 @@ def results(name: str) -> dict[str, Any]:
 
 
 def accuracy(grid: str) -> list[list[str]]:
-    """Return mean and spread of a grid's rows; of rows of one name and seed the last counts."""
+    """Return mean and spread of a grid's rows, in its order; of rows of one name and seed the last counts."""
+    order = [*yaml.safe_load((ROOT / "bench" / "grids" / f"{grid}.yaml").read_text())["runs"]]
     lines = (RESULTS / f"accuracy-{grid}.jsonl").read_text().splitlines()
     latest = {(row["name"], row["seed"]): row for row in map(json.loads, lines)}
     rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
-    for name, mine in curves.by_name(list(latest.values())).items():
+    groups = curves.by_name(list(latest.values()))
+    for name, mine in sorted(groups.items(), key=lambda group: order.index(group[0])):
         last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
         each = " ".join(f"{value:.1f}" for value in last)
         rows.append([name, curves.spread(last), each, curves.spread(best)])
