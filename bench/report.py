@@ -42,12 +42,15 @@ def results(name: str) -> dict[str, Any]:
 
 def accuracy(grid: str) -> list[list[str]]:
     """Return mean and spread of a grid's rows, in its order; of rows of one name and seed the last counts."""
-    order = [*yaml.safe_load((ROOT / "bench" / "grids" / f"{grid}.yaml").read_text())["runs"]]
+    path = ROOT / "bench" / "grids" / f"{grid}.yaml"
+    order = [*yaml.safe_load(path.read_text())["runs"]] if path.exists() else []  # a study by hand has none
     lines = (RESULTS / f"accuracy-{grid}.jsonl").read_text().splitlines()
     latest = {(row["name"], row["seed"]): row for row in map(json.loads, lines)}
     rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
     groups = curves.by_name(list(latest.values()))
-    for name, mine in sorted(groups.items(), key=lambda group: order.index(group[0])):
+    names = [name for name in order if name in groups] or [*groups]
+    for name in names:
+        mine = groups[name]
         last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
         each = " ".join(f"{value:.1f}" for value in last)
         rows.append([name, curves.spread(last), each, curves.spread(best)])
