@@ -43,6 +43,8 @@ CAMVID = LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/
 VOC = "--config voc12 --model.encoder_weights null --data.workers 0"
 RUNS = {
     "demo": "--config demo",
+    "demo_4": "--config demo --optim.batch_size 4",
+    "demo_16": "--config demo --optim.batch_size 16",
     "camvid": CAMVID,
     "camvid_full_label": CAMVID + " --method.label_size crop",
     "ccp": LITE0 + "--data.labeled splits/50/labeled.txt --data.unlabeled splits/50/unlabeled.txt",

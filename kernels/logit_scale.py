@@ -2,7 +2,7 @@
 
 ``sum(up(X)^2) = <X, (Wy'Wy) X (Wx'Wx)>``, a 9-point stencil on the low-resolution map. Every program sums a part of one
 map of one image for 16 classes, and its sum is written once; whoever needs the scale adds the sums, of which there are
-few hundred, in their order. Both low-resolution maps are read once.
+hundreds, in their order. Both low-resolution maps are read once.
 
 The map that attention made comes before its batch norm. This launch then also combines the batch statistics, and
 writes factor and offset of every class for the fusion.
@@ -17,8 +17,9 @@ from .batch_norm import batch_norm
 from .bilinear import axis_scale, bands, targets_per_node
 from .launch import Arguments, Config, Launch, strides
 
-# Rows and columns of a tile. Chosen by reasoning; no GPU has measured it.
-CONFIG = Config(rows=8, columns=64, warps=4, stages=1)
+# Rows and columns of a tile. Chosen by reasoning; no GPU has measured it. 64 columns take up to 128 registers, about
+# where compilers begin to spill.
+CONFIG = Config(rows=8, columns=32, warps=4, stages=1)
 CLASSES = 16
 """Classes of a program."""
 _ROW_PARTS = 8
@@ -75,10 +76,9 @@ def _batch_norm_kernel(
 
 
 @triton.jit
-def _node(p_map, o_y, o_x, height, width, stride_h, stride_w, factor, offset):
-    inside = (o_y < height)[:, None] & (o_x < width)[None, :]
-    offsets = o_y.to(tl.int64)[:, None] * stride_h + o_x.to(tl.int64)[None, :] * stride_w
-    value = tl.load(p_map + offsets, mask=inside, other=0.0).to(tl.float32)
+def _nodes(p_map, o_node, inside_y, inside_x, factor, offset):
+    inside = inside_y[:, None] & inside_x[None, :]
+    value = tl.load(p_map + o_node, mask=inside, other=0.0).to(tl.float32)
     return tl.where(inside, value * factor + offset, 0.0)
 
 
@@ -111,21 +111,23 @@ def _form(
     """Sum the form over every ROW_PARTS-th tile of rows of one tile of columns, for the classes ``o_class`` [BC]."""
     columns = tl.cdiv(width, BX)
     o_x = i_part % columns * BX + tl.arange(0, BX)
-    diagonal_x, beside_x = bands(o_x, width, target_width, scale_x, reach_x, ALIGN_CORNERS, 32)
+    diagonal_x, beside_x = bands(o_x, width, target_width, scale_x, reach_x, ALIGN_CORNERS, 16)
     total = tl.zeros([BY, BX], tl.float32)
     for i_row in range(i_part // columns, tl.cdiv(height, BY), ROW_PARTS):
         o_y = i_row * BY + tl.arange(0, BY)
-        diagonal_y, beside_y = bands(o_y, height, target_height, scale_y, reach_y, ALIGN_CORNERS, 32)
+        diagonal_y, beside_y = bands(o_y, height, target_height, scale_y, reach_y, ALIGN_CORNERS, 16)
+        # Neighbours share these offsets and differ by a scalar: a thread keeps one 64-bit offset of a node, not four.
+        o_node = o_y.to(tl.int64)[:, None] * stride_h + o_x.to(tl.int64)[None, :] * stride_w
         rows = tl.zeros([BY, BX], tl.float32)
         pairs = tl.zeros([BY, BX], tl.float32)
         for i_class in range(first_class, tl.minimum(first_class + BC, classes)):
             f = tl.sum(tl.where(o_class == i_class, factor, 0.0), 0)
             b = tl.sum(tl.where(o_class == i_class, offset, 0.0), 0)
             p = p_map + tl.cast(i_class, tl.int64) * stride_c
-            here = _node(p, o_y, o_x, height, width, stride_h, stride_w, f, b)
-            right = _node(p, o_y, o_x + 1, height, width, stride_h, stride_w, f, b)
-            below = _node(p, o_y + 1, o_x, height, width, stride_h, stride_w, f, b)
-            across = _node(p, o_y + 1, o_x + 1, height, width, stride_h, stride_w, f, b)
+            here = _nodes(p, o_node, o_y < height, o_x < width, f, b)
+            right = _nodes(p + stride_w, o_node, o_y < height, o_x + 1 < width, f, b)
+            below = _nodes(p + stride_h, o_node, o_y + 1 < height, o_x < width, f, b)
+            across = _nodes(p + stride_h + stride_w, o_node, o_y + 1 < height, o_x + 1 < width, f, b)
             rows += here * (diagonal_x[None, :] * here + 2.0 * beside_x[None, :] * right)
             pairs += diagonal_x[None, :] * here * below
             pairs += beside_x[None, :] * (here * across + right * below)
