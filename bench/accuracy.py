@@ -32,7 +32,7 @@ import yaml
 
 from bench import curves
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
-from pseudoseg_fast.trainer import FREE_ON_RESUME
+from pseudoseg_fast.run_state import FREE_ON_RESUME
 
 RESULTS = Path(__file__).parent / "results"
 SUPERVISED = {"name", "align_corners", "ema", "class_weight", "weight_dice"}
@@ -125,14 +125,15 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and (name == "mIoU" or name.startswith("L_")):
+            for column, value in row.items():
+                name = column.split("/")[-1]
+                if value and (column == "eval/mIoU" or column.startswith("train/L_")):
                     found.setdefault(name, []).append([int(row["step"]), float(f"{float(value):.4g}")])
     return found
 
 
 def run_grid(
-    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None
+    path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None, only: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run what ``results`` does not have yet; return the rows that there are, and what failed.
 
@@ -142,6 +143,7 @@ def run_grid(
         runs: folder for the runs themselves.
         jobs: how many run side by side.
         threads: of each; None shares the cores among the jobs.
+        only: regular expression; rows whose name has no match of it are not run.
     """
     grid = yaml.safe_load(path.read_text())
     common = grid.get("common", "")
@@ -155,8 +157,9 @@ def run_grid(
     done = {cell: row for cell in cells for row in rows if same(row, cell)}
     failures = []
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    missing = [cell for cell in cells if cell not in done and re.search(only, cell.name)]
     pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(cell.run, runs, threads): cell for cell in cells if cell not in done}
+    futures = {pool.submit(cell.run, runs, threads): cell for cell in missing}
     try:
         for future in as_completed(futures):
             try:
@@ -203,10 +206,13 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, help="threads of each run; by default the jobs share the cores"
     )
+    parser.add_argument("--only", default="", help="run only rows whose name matches this regular expression")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
-    rows, failures = run_grid(options.grid, results, options.runs, options.jobs, options.threads)
+    rows, failures = run_grid(
+        options.grid, results, options.runs, options.jobs, options.threads, options.only
+    )
     print(curves.table(rows))
     if written := curves.plot(rows, results.with_suffix(".png")):
         print(written)

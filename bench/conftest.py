@@ -97,18 +97,18 @@ def step_shares(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     research: dict[str, float] = {}
     for benchmark in benchmarks:
         info, median = benchmark["extra_info"], benchmark["stats"]["median"]
-        if "network_seconds" in info:
+        if "update_seconds" in info:
             if info["loop"] == "research":
                 research[info["run"]] = median
-            losses = info["loss_path_seconds"]
+            outside = info["loss_path_seconds"] + info["update_seconds"]
             rows.append(
                 {
                     "run": info["run"],
                     "loop": info["loop"],
                     "step ms": 1e3 * median,
-                    "network ms": 1e3 * info["network_seconds"],
-                    "outside %": 100 * (1 - info["network_seconds"] / median),
-                    "losses ms": None if losses is None else 1e3 * losses,
+                    "losses ms": 1e3 * info["loss_path_seconds"],
+                    "update ms": 1e3 * info["update_seconds"],
+                    "outside %": 100 * outside / median,
                     "images/s": info["images"] / median,
                     "times research": research[info["run"]] / median if info["run"] in research else None,
                     "peak MiB": info["peak_bytes"] / 2**20,

@@ -77,6 +77,8 @@ if has pytest pytest_benchmark; then
     step "$size" 60 "$python" -m pytest -q bench/bench_functional.py --device cuda -k "gpu_$size" -p no:cacheprovider \
       --benchmark-json "$out/functional_cuda_$size.json"
   done
+  step train_step 150 "$python" -m pytest -q bench/test_train_step.py --device cuda -p no:cacheprovider \
+    -k "(voc_321_8_gpu or voc_513_8_gpu) and not compile" --benchmark-json "$out/train_step_cuda.json"
 else
   skip benchmarks "pytest and pytest-benchmark are not installed"
 fi

@@ -34,9 +34,9 @@ from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig, exclude_untagged, pseudo_label
 from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.networks import load_network
-from pseudoseg_fast.run_folder import run_folder
+from pseudoseg_fast.run_folder import held, run_folder
 from pseudoseg_fast.sgc import image_labels_from_mask
-from pseudoseg_fast.stop import StopSignal
+from pseudoseg_fast.train import prepare_folder, train_in
 from pseudoseg_fast.trainer import Trainer
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -139,7 +139,7 @@ class Watched(Trainer):
         out: file that gets a line for each evaluation.
     """
 
-    def __init__(self, config: Any, folder: Path, path: str, out: Path) -> None:
+    def __init__(self, config: Any, folder: Path, path: str | None, out: Path) -> None:
         super().__init__(config, folder)
         self.loader, self.hidden = hidden_samples(config.data, path)
         self.out = out
@@ -156,7 +156,7 @@ class Watched(Trainer):
             file.write(json.dumps({"step": self.step, "val": miou, **scores}) + "\n")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", help="score this one; without it, train")
     parser.add_argument("--list", help="pictures with masks; the val list unless given")
     parser.add_argument("--out", type=Path, help="file of JSON lines; the output unless given")
-    options, rest = parser.parse_known_args()
+    options, rest = parser.parse_known_args(arguments)
     out = options.out or Path("/dev/stdout")
     if options.checkpoint:
         if rest:
@@ -176,12 +176,13 @@ def main() -> int:
             file.write(json.dumps({"step": state["step"], **scores}) + "\n")
         return 0
     config = parse_config(rest, parser.prog, "")
-    folder, resume = run_folder(config)
-    if resume:
+    folder, checkpoints = run_folder(config)
+    if checkpoints:
         parser.error("expected a run from its first step: labels of steps gone by cannot be scored")
-    with StopSignal() as stop:
-        Watched(config, folder, options.list, out).fit(stop)
-    return 0
+    trainer = Watched(config, folder, options.list, out)
+    with held(folder):
+        prepare_folder(trainer, folder, go_on=False)
+        return train_in(folder, trainer)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bench import curves
 
 ROOT = Path(__file__).parent.parent
@@ -39,14 +41,31 @@ def results(name: str) -> dict[str, Any]:
 
 
 def accuracy(grid: str) -> list[list[str]]:
-    """Return mean and spread of a grid's rows; of rows of one name and seed the last counts."""
+    """Return mean and spread of a grid's rows, in its order; of rows of one name and seed the last counts."""
+    path = ROOT / "bench" / "grids" / f"{grid}.yaml"
+    order = [*yaml.safe_load(path.read_text())["runs"]] if path.exists() else []  # a study by hand has none
     lines = (RESULTS / f"accuracy-{grid}.jsonl").read_text().splitlines()
     latest = {(row["name"], row["seed"]): row for row in map(json.loads, lines)}
     rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
-    for name, mine in curves.by_name(list(latest.values())).items():
+    groups = curves.by_name(list(latest.values()))
+    names = [name for name in order if name in groups] or [*groups]
+    for name in names:
+        mine = groups[name]
         last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
         each = " ".join(f"{value:.1f}" for value in last)
         rows.append([name, curves.spread(last), each, curves.spread(best)])
+    return rows
+
+
+def labels(name: str) -> list[list[str]]:
+    """Return the quality of pseudo labels, by the part that makes them and by what it is told."""
+    told = {"": "predicted", ", tags": "true", ", excluded": "true, all others ruled out"}
+    rows = [["run, step", "image-level labels", "decoder", "SGC", "fused", "fused above 0.7: share, right"]]
+    for row in map(json.loads, (RESULTS / f"labels-{name}.jsonl").read_text().splitlines()):
+        for suffix, meaning in told.items():
+            mious = [f"{100 * row[part + suffix]['miou']:.1f}" for part in ("decoder", "sgc", "fused")]
+            share, right = (f"{100 * value:.0f} %" for value in row["fused" + suffix]["above"]["0.7"])
+            rows.append([f"{row['run']}, {row['step']}", meaning, *mious, f"{share}, {right}"])
     return rows
 
 
@@ -84,30 +103,20 @@ def floors() -> list[list[str]]:
 def steps() -> list[list[str]]:
     """Return what training steps are made of, in every loop."""
     rows = [
-        [
-            "step",
-            "loop",
-            "ms",
-            "network ms",
-            "outside it",
-            "losses ms",
-            "images/s",
-            "times research",
-            "peak MiB",
-        ]
+        ["step", "loop", "ms", "losses ms", "update ms", "both", "images/s", "times research", "peak MiB"]
     ]
     for row in results("train_step_cpu")["steps"]:
-        losses = row["losses ms"]
+        times = row["times research"]
         rows.append(
             [
                 row["run"],
                 row["loop"],
                 f"{row['step ms']:.0f}",
-                f"{row['network ms']:.0f}",
+                f"{row['losses ms']:.1f}",
+                f"{row['update ms']:.1f}",
                 f"{row['outside %']:.1f} %",
-                "-" if losses is None else f"{losses:.1f}",
                 f"{row['images/s']:.1f}",
-                "-" if row["times research"] is None else f"{row['times research']:.2f}",
+                "-" if times is None else f"{times:.2f}",
                 f"{row['peak MiB']:.0f}",
             ]
         )
@@ -193,6 +202,8 @@ def pools() -> list[list[str]]:
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
+    "labels-ccp": lambda: labels("ccp"),
+    "accuracy-tuning": lambda: accuracy("tuning"),
     "kernels": kernels,
     "floors": floors,
     "steps": steps,

@@ -2,7 +2,8 @@
 
 Logits are upsampled before anything else is done with them, so that softmaxes, fusion and losses hold several maps
 [B, C, H, W]; each view is a pass of its own; weights of the moving average are walked one by one; and the losses are
-read at every step, which waits for the device.
+read at every step, which waits for the device. Network and optimiser are the trainer's, channels_last and fused, so
+that what differs is the loop.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
+from pseudoseg_fast.method import MethodConfig
+from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.trainer import Trainer
 
@@ -28,44 +31,57 @@ def research_step(
         unlabeled: an unlabelled batch on the device, one strong view.
         amp: type of autocast; None: none.
     """
-    network, method = trainer.network.train(), trainer.config.method
-    masks = labeled["mask"].long()
-    size = masks.shape[-2:]
-
-    def upsample(maps: Tensor) -> Tensor:
-        return interpolate(maps, size=size, mode="bilinear", align_corners=method.align_corners)
-
+    network, masks, valid = trainer.network.train(), labeled["mask"], unlabeled["valid"][:, 0]
     with torch.autocast(masks.device.type, dtype=amp, enabled=amp is not None):
         present = image_labels_from_mask(masks, network.classes, network.background)
-        outputs = network(labeled["image"], sgc=True, image_labels=present, valid=labeled["valid"])
-        assert outputs.sgc_logits is not None
-        loss = cross_entropy(upsample(outputs.decoder_logits), masks, ignore_index=255)
-        loss = loss + method.weight_sa * cross_entropy(upsample(outputs.sgc_logits), masks, ignore_index=255)
-        loss = loss + method.weight_x * binary_cross_entropy_with_logits(outputs.class_logits, present)
-
-        valid = unlabeled["valid"][:, 0]
+        ours = network(labeled["image"], sgc=True, image_labels=present, valid=labeled["valid"])
         with torch.no_grad():
             labeler = trainer.teacher.model if trainer.teacher else network
             weak = labeler(unlabeled["weak"], sgc=True, valid=valid)
-            assert weak.sgc_logits is not None
-            decoder, sgc = upsample(weak.decoder_logits).float(), upsample(weak.sgc_logits).float()
-            scale = torch.rsqrt(torch.cat([decoder, sgc]).square().mean() + 1e-8)
-            label = method.gamma * (scale * decoder).softmax(1) + (1 - method.gamma) * (scale * sgc).softmax(
-                1
-            )
-            label = label ** (1 / method.temperature)
-            label = label / label.sum(1, keepdim=True)
-        strong = upsample(network(unlabeled["strong"][:, 0]).decoder_logits).float()
-        consistency = -(label * strong.log_softmax(1)).sum(1)
-        loss = loss + (consistency * valid).sum() / valid.sum()
-
+        strong = network(unlabeled["strong"][:, 0])
+        loss = research_loss(trainer.config.method, ours, strong, weak, masks, present, valid)
     trainer.optimizer.zero_grad()
     loss.backward()
+    research_update(trainer)
+    return loss.item()
+
+
+def research_loss(
+    method: MethodConfig,
+    ours: Outputs,
+    strong: Outputs,
+    weak: Outputs,
+    masks: Tensor,
+    present: Tensor,
+    valid: Tensor,
+) -> Tensor:
+    """Return the loss of a step, from the outputs of the network; every map at the size of the masks."""
+    masks = masks.long()
+    assert ours.sgc_logits is not None
+    assert weak.sgc_logits is not None
+
+    def upsample(maps: Tensor) -> Tensor:
+        return interpolate(maps, size=masks.shape[-2:], mode="bilinear", align_corners=method.align_corners)
+
+    loss = cross_entropy(upsample(ours.decoder_logits), masks, ignore_index=255)
+    loss = loss + method.weight_sa * cross_entropy(upsample(ours.sgc_logits), masks, ignore_index=255)
+    loss = loss + method.weight_x * binary_cross_entropy_with_logits(ours.class_logits, present)
+    with torch.no_grad():
+        decoder, sgc = upsample(weak.decoder_logits).float(), upsample(weak.sgc_logits).float()
+        scale = torch.rsqrt(torch.cat([decoder, sgc]).square().mean() + 1e-8)
+        label = method.gamma * (scale * decoder).softmax(1) + (1 - method.gamma) * (scale * sgc).softmax(1)
+        label = label ** (1 / method.temperature)
+        label = label / label.sum(1, keepdim=True)
+    consistency = -(label * upsample(strong.decoder_logits).float().log_softmax(1)).sum(1)
+    return loss + (consistency * valid).sum() / valid.sum()
+
+
+def research_update(trainer: Trainer) -> None:
+    """Move the weights and their average."""
     trainer.optimizer.step()
     if trainer.teacher:
+        decay = trainer.teacher.decay
         with torch.no_grad():
-            for average, weights in zip(
-                trainer.teacher.model.parameters(), network.parameters(), strict=True
-            ):
-                average.copy_(trainer.teacher.decay * average + (1 - trainer.teacher.decay) * weights)
-    return loss.item()
+            pairs = zip(trainer.teacher.model.parameters(), trainer.network.parameters(), strict=True)
+            for average, weights in pairs:
+                average.copy_(decay * average + (1 - decay) * weights)

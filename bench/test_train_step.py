@@ -2,11 +2,11 @@
 
 CAMVID=FOLDER CCP=FOLDER python -m pytest bench/test_train_step.py --threads 2
 
-Times whole steps, without reading pictures; the network alone, its passes forward and backward with gradients that
-cost nothing; and the loss path, everything from the network's outputs to their gradients. What a step takes beyond the
-network is losses, optimiser and moving average. The same is done with ``bench.research_loop``, with PyTorch's own
-operations instead of the kernels, and with ``run.compile``. Sets that are not part of the project are found through the
-environment and skipped without; --benchmark-json FILE keeps the figures.
+Times whole steps, without reading pictures, and what in them is not the network: the loss path, everything from the
+network's outputs to their gradients, and the update, from the gradients to new weights and their average. The same is
+done with ``bench.research_loop``, with PyTorch's own operations instead of the kernels, and with ``run.compile``. Sets
+that are not part of the project are found through the environment and skipped without; --benchmark-json FILE keeps the
+figures.
 """
 
 import os
@@ -22,15 +22,17 @@ from torch.utils.benchmark import Timer
 
 from bench.memory import extra_bytes
 from bench.protocols import write_voc
-from bench.research_loop import research_step
+from bench.research_loop import research_loss, research_step, research_update
 from pseudoseg_fast import backends
 from pseudoseg_fast.backends import eager
 from pseudoseg_fast.config import Config, parse_config
+from pseudoseg_fast.finite import sound
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import image_labels_from_mask
+from pseudoseg_fast.step import single
 from pseudoseg_fast.trainer import Trainer
 
 LITE0 = (
@@ -38,15 +40,20 @@ LITE0 = (
     "--data.classes classes.txt --data.val splits/val.txt --data.workers 0 --optim.batch_size 4 "
 )
 CAMVID = LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt"
-VOC = "--config voc12 --model.encoder_weights null --data.workers 0 --data.root"
+VOC = "--config voc12 --model.encoder_weights null --data.workers 0"
 RUNS = {
     "demo": "--config demo",
+    "demo_4": "--config demo --optim.batch_size 4",
+    "demo_16": "--config demo --optim.batch_size 16",
     "camvid": CAMVID,
     "camvid_full_label": CAMVID + " --method.label_size crop",
     "ccp": LITE0 + "--data.labeled splits/50/labeled.txt --data.unlabeled splits/50/unlabeled.txt",
-    "voc_321_cpu": f"{VOC} --data.crop_size 321 --optim.batch_size 2",
-    "voc_321_gpu": f"{VOC} --data.crop_size 321 --optim.batch_size 8",
-    "voc_513_gpu": f"{VOC} --data.crop_size 513 --optim.batch_size 8",
+    "voc_321_2_cpu": f"{VOC} --data.crop_size 321 --optim.batch_size 2",
+    **{
+        f"voc_{crop}_{batch}_gpu": f"{VOC} --data.crop_size {crop} --optim.batch_size {batch}"
+        for crop in (321, 513)
+        for batch in (4, 8, 16)
+    },
 }
 MADE_UP = "voc"
 """Runs whose pictures are made up, of VOC's size."""
@@ -55,7 +62,7 @@ LOOPS = {
     "eager": "",
     "auto": "",
     "compile": "--run.compile true",
-    "research_amp": "",
+    "research_amp": "--run.precision bf16-mixed",
     "auto_amp": "--run.precision bf16-mixed",
     "joint_amp": "--run.precision bf16-mixed --method.joint true",
     "compile_amp": "--run.precision bf16-mixed --run.compile true",
@@ -72,7 +79,7 @@ def configuration(run: str, loop: str, device: str, folder: Path) -> Config:
     name = run.split("_")[0]
     if name == MADE_UP:
         root, lists = write_voc(folder / "voc", pictures=16)
-        options += f" {root} {lists}"
+        options += f" --data.root {root} {lists}"
     elif name != "demo":
         if name.upper() not in os.environ:
             pytest.skip(f"needs {name.upper()}, the folder of that set")
@@ -126,59 +133,54 @@ def test_step(
 
     step()
     extra = extra_bytes(lambda: (step(), ())[1], device)
-    network = median_seconds(partial(passes, trainer, labeled, unlabeled))
-    losses = None if loop.startswith("research") else median_seconds(loss_path(trainer, labeled, unlabeled))
+    research = loop.startswith("research")
     benchmark.group = run
     benchmark.extra_info.update(
         run=run,
         loop=loop,
         images=len(labeled["image"]) + len(unlabeled["weak"]),
         crop=config.data.crop_size,
-        network_seconds=network,
-        loss_path_seconds=losses,
+        loss_path_seconds=median_seconds(loss_path(trainer, labeled, unlabeled, research)),
+        update_seconds=median_seconds(partial(update, trainer, research)),
         peak_bytes=extra,
     )
     benchmark.pedantic(step, rounds=8, warmup_rounds=1)
 
 
-def passes(trainer: Trainer, labeled: dict[str, Tensor], unlabeled: dict[str, Tensor]) -> None:
-    """Do what a step has the network do, and nothing else: three passes, two of them backward."""
-    network, losses = trainer.network.train(), trainer.losses.module
-    with trainer.fabric.autocast():
-        with torch.no_grad():
-            labeler = trainer.teacher.model if trainer.teacher else network
-            labeler(unlabeled["weak"], sgc=True, valid=unlabeled["valid"][:, 0])
-        strong = [unlabeled["strong"][:, 0]]
-        present = image_labels_from_mask(labeled["mask"], network.classes, network.background)
-        if losses.joint:
-            ours, theirs = losses._joint_pass(labeled, present, strong)
-        else:
-            ours, theirs = losses._labeled_pass(labeled, present), [network(strong[0])]
-    outputs = [ours.decoder_logits, ours.class_logits, ours.sgc_logits, theirs[0].decoder_logits]
-    learns = [maps for maps in outputs if maps is not None and maps.requires_grad]
-    torch.autograd.backward(learns, [torch.zeros_like(maps) for maps in learns])
-    trainer.optimizer.zero_grad(set_to_none=True)
+def update(trainer: Trainer, research: bool) -> None:
+    """Do what a step does with gradients: look at them, move the weights and their average."""
+    if research:
+        research_update(trainer)
+    else:
+        sound({"L_s": torch.zeros((), device=trainer.fabric.device)}, trainer.network.parameters())
+        trainer.optimizer.step()
+        if trainer.teacher:
+            trainer.teacher.update(trainer.network, 0)
     synchronize()
 
 
 def loss_path(
-    trainer: Trainer, labeled: dict[str, Tensor], unlabeled: dict[str, Tensor]
+    trainer: Trainer, labeled: dict[str, Tensor], unlabeled: dict[str, Tensor], research: bool
 ) -> Callable[[], None]:
     """Return what computes the losses of a step and their gradients, from outputs of the network."""
     method, network = trainer.config.method, trainer.network.train()
     masks, valid = labeled["mask"], unlabeled["valid"][:, 0]
     tags = unlabeled["tags"] if method.image_labels else None
     present = image_labels_from_mask(masks, network.classes, network.background)
-    ours = Outputs(*map(leaf, network(labeled["image"], sgc=True, image_labels=present)))
-    strong = Outputs(*map(leaf, network(unlabeled["strong"][:, 0])))
-    with torch.no_grad():
-        weak = network(unlabeled["weak"], sgc=True, image_labels=tags, valid=valid)
+    with trainer.fabric.autocast():
+        ours = Outputs(*map(leaf, single(network(labeled["image"], sgc=True, image_labels=present))))
+        strong = Outputs(*map(leaf, single(network(unlabeled["strong"][:, 0]))))
+        with torch.no_grad():
+            weak = single(network(unlabeled["weak"], sgc=True, image_labels=tags, valid=valid))
 
     def compute() -> None:
-        losses = labeled_losses(method, ours, masks, present, tagged=tags is not None)
-        losses |= unlabeled_losses(method, 1.0, strong, weak, valid, tags)
+        if research:
+            total = research_loss(method, ours, strong, weak, masks, present, valid)
+        else:
+            losses = labeled_losses(method, ours, masks, present, tagged=tags is not None)
+            losses |= unlabeled_losses(method, 1.0, strong, weak, valid, tags)
+            total = sum(losses.values(), torch.zeros((), device=masks.device))
         inputs = [maps for maps in (*ours, *strong) if maps is not None and maps.requires_grad]
-        total = sum(losses.values(), torch.zeros((), device=masks.device))
         torch.autograd.grad(total, inputs, allow_unused=True)
         synchronize()
 

@@ -233,6 +233,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse groups that contradict each other."""
+        if self.method.cutmix and (self.optim.unlabeled_batch_size or self.optim.batch_size) == 1:
+            raise ValueError(
+                "method.cutmix mixes the pictures of a batch, expected at least 2 unlabelled ones, got 1; raise "
+                "optim.batch_size or optim.unlabeled_batch_size"
+            )
         if self.method.image_labels and self.method.cutmix:
             raise ValueError(
                 "method.image_labels and method.cutmix do not go together: the tags are of whole pictures; set one to 0"

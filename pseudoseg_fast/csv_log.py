@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
+from pseudoseg_fast.csv_rows import read_rows, to_lines
 from pseudoseg_fast.whole_file import replace_text
 
 
@@ -52,7 +51,7 @@ class CsvLog(Logger):
         row = {"step": str(step), **{name: str(float(value)) for name, value in metrics.items()}}
         if row.keys() <= set(self.columns):
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_lines(self.columns, [row]))
+                file.write(to_lines(self.columns, [row]))
         else:
             rows = read_rows(self.path) if self.columns else []
             self._replace([*rows, row])
@@ -70,42 +69,5 @@ class CsvLog(Logger):
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
         columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
-        replace_text(self.path, _lines(columns, [dict(zip(columns, columns, strict=True)), *rows]))
+        replace_text(self.path, to_lines(columns, [dict(zip(columns, columns, strict=True)), *rows]))
         self.columns = columns
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the whole rows of a log, without empty columns; none where there is no file.
-
-    A last line without an end was being written when its process died, and lines that are no rows of numbers are what a
-    power failure leaves: both are passed over.
-    """
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-    lines = csv.reader(io.StringIO(whole.replace("\0", "?"), newline=""))
-    columns = next(lines, [])
-    rows = []
-    for values in lines:
-        row = {name: value for name, value in zip(columns, values, strict=False) if value}
-        if (
-            len(values) == len(columns)
-            and row.get("step", "").isdecimal()
-            and all(map(_is_number, row.values()))
-        ):
-            rows.append(row)
-    return rows
-
-
-def _lines(columns: list[str], rows: list[dict[str, str]]) -> str:
-    text = io.StringIO(newline="")
-    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

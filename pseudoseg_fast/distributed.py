@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import os
+import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,8 +74,12 @@ def make_fabric(run: RunConfig) -> Fabric:
             "torchrun's --nproc-per-node or SLURM's --ntasks-per-node, and let every task see all GPUs of its node "
             "(--gpus-per-node, not --gpus-per-task)"
         )
+    if accelerator == "cpu" and run.precision == "16-mixed":
+        raise ValueError("run.precision 16-mixed is for GPUs; on the CPU bf16-mixed is half precision")
     strategy: Any = "auto"
     if devices * nodes > 1:
+        if TorchElasticEnvironment.detect():
+            join(accelerator)
         # Running statistics are averaged once a step, see average_batch_norms, not copied before every pass.
         known = inspect.signature(DistributedDataParallel).parameters
         options: dict[str, Any] = {
@@ -85,37 +97,110 @@ def make_fabric(run: RunConfig) -> Fabric:
     return fabric
 
 
+def join(accelerator: str) -> None:
+    """Make the process group of torchrun's processes, which Fabric then finds made.
+
+    Between restarts torchrun keeps the store in which processes leave their addresses, so that one may read that of a
+    process which has died, and wait for it. So all first agree on a word that none of a former start knows, and leave
+    their addresses under it.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store: Any = torch.distributed.TCPStore(
+        host, port, world, is_master=rank == 0 and not kept, timeout=TIMEOUT
+    )
+    store = torch.distributed.PrefixStore(meet(store, rank, world), store)
+    device = None
+    if accelerator == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(
+        "nccl" if device else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=TIMEOUT,
+        device_id=device,
+    )
+
+
+def meet(store: Any, rank: int, world: int) -> str:
+    """Return a word that all processes of this start have, and none of a former one.
+
+    Everyone leaves a nonce and, again and again, the digest of all nonces that it sees. A nonce of a former start is in
+    no digest but its own start's, so where all digests are the same, all nonces are of this start.
+    """
+    store.set(f"nonce/{rank}", uuid.uuid4().hex)
+    nonces, digests = ([f"{name}/{other}" for other in range(world)] for name in ("nonce", "digest"))
+    while True:
+        word = hashlib.sha256(b"".join(store.multi_get(nonces))).hexdigest()
+        store.set(f"digest/{rank}", word)
+        if set(store.multi_get(digests)) == {word.encode()}:
+            return word
+        time.sleep(0.05)
+
+
 def end_processes(fabric: Fabric, *, failed: bool) -> None:
     """End what :func:`make_fabric` began: wait for the processes that this one started, or end them if it failed.
 
-    Without a word from it they would wait for ever. What torchrun or srun started they end themselves.
+    Without a word from it they would wait for ever. What torchrun or srun started they end themselves. A process that
+    failed leaves its group as it is: to leave it in order it would have to wait for the others, and they for it.
     """
     for child in getattr(fabric.strategy.launcher, "procs", []):
         if failed:
             child.kill()
         child.wait()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if not failed and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
+def is_child(fabric: Fabric) -> bool:
+    """Tell whether the first process of this machine started this one, and takes a status other than 0 for a crash."""
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and not fabric.is_global_zero
+
+
+def check_same_options(fabric: Fabric, options: dict[str, Any]) -> None:
+    """Refuse processes that were given different options, which would wait for each other or train different networks.
+
+    Args:
+        fabric: of the run.
+        options: those that must be the same, by name.
+
+    Raises:
+        ValueError: in all processes; the message names the options.
+    """
+    theirs = gather(fabric, options)
+    different = [
+        f"{name}: {', '.join(dict.fromkeys(str(given[name]) for given in theirs))}"
+        for name in options
+        if any(given[name] != theirs[0][name] for given in theirs)
+    ]
+    if different:
+        raise ValueError("all processes expect the same options, got\n  " + "\n  ".join(different))
+
+
 def reduce(fabric: Fabric, tensor: Tensor, how: str) -> Tensor:
-    """Return the "sum" or "mean" of a tensor over processes."""
-    reduced = fabric.all_reduce(tensor, reduce_op=how)
-    assert isinstance(reduced, Tensor)
-    return reduced
+    """Return the "sum" or "mean" of a tensor over processes; unlike Fabric's own it has no barrier first."""
+    if fabric.world_size == 1:
+        return tensor
+    reduced = tensor.to(fabric.device, copy=True)
+    torch.distributed.all_reduce(reduced)
+    return reduced / fabric.world_size if how == "mean" else reduced
 
 
 def from_first(fabric: Fabric, function: Callable[[], Result]) -> Result:
     """Return what ``function`` returns in the first process, in all of them.
 
     Raises:
-        ValueError, OSError: what it raised there, in all of them.
+        Exception: what it raised there, in all of them.
     """
     answer: tuple[Any, Exception | None] = (None, None)
     if fabric.is_global_zero:
         try:
             answer = (function(), None)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever it is, the others wait for an answer
             answer = (None, error)
     result, failure = fabric.broadcast(answer)
     if failure is not None:
@@ -157,9 +242,9 @@ def freeze_unused(network: Network, size: int) -> None:
         network: on the CPU; stays as it is but for ``requires_grad``.
         size: side of the images that it will see.
     """
-    with torch.random.fork_rng(devices=[]):
-        probe = copy.deepcopy(network)
-        side = -(-size // network.stride) * network.stride
+    probe = copy.deepcopy(network)
+    side = -(-size // network.stride) * network.stride
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: nothing is computed, nothing drawn
         outputs = probe(torch.zeros(2, network.in_channels, side, side), sgc=True)
         maps = [outputs.decoder_logits, outputs.class_logits, outputs.sgc_logits]
         sum(part.sum() for part in maps if part is not None).backward()

@@ -5,15 +5,24 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
+
+from pseudoseg_fast.finite import NotFinite
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
+
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|_ALLOC(ATION)?_FAILED"
+)
+"""How torch's allocator on the CPU, the CUDA runtime, and cuBLAS and cuDNN say so."""
 
 
 def keep_freed_memory() -> bool:
@@ -40,33 +49,31 @@ def peak_memory(device: torch.device) -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that the device, or the machine, has no memory left."""
-    return isinstance(
-        error, (torch.OutOfMemoryError, MemoryError)
-    ) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def largest_batch(attempt: Callable[[int], object], most: int) -> int:
     """Return the largest batch size up to ``most`` that fits into memory, found by halving; 0 if none does.
 
     Args:
-        attempt: takes a step with a batch of the given size; runs out of memory if it is too large.
+        attempt: takes a step with a batch of the given size. It runs out of memory if that is too large, and raises
+            ``ValueError`` if it is too small, as batch norms do that get one value per channel.
         most: the largest size to try.
     """
-
-    def fits(size: int) -> bool:
+    best, low, high = 0, 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         try:
-            attempt(size)
+            with suppress(NotFinite):  # there was memory for it
+                attempt(middle)
+            best = low = middle
+        except ValueError:
+            low = middle
         except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                return False
-            raise
-        return True
-
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+            if not is_out_of_memory(error):
+                raise
+            high = middle
+    return best

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from pseudoseg_fast import functional
 from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.reference import compute_dtype
-from pseudoseg_fast.sgc import foreground_classes, resize_valid
+from pseudoseg_fast.sgc import resize_valid
 
 
 @dataclass
@@ -223,15 +223,15 @@ def unlabeled_losses(
     """
     if weak.sgc_logits is None:
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    height, width = (valid if config.label_size == "crop" else weak.decoder_logits).shape[-2:]
+    size = label_size(config, weak.decoder_logits, valid)
     losses = {
         "L_u": weight
         * functional.consistency_loss(
             strong.decoder_logits,
             weak.decoder_logits,
             weak.sgc_logits,
-            valid=resize_valid(valid, (height, width)),
-            size=(height, width),
+            valid=resize_valid(valid, size),
+            size=size,
             gamma=config.gamma,
             temperature=config.temperature,
             norm=config.norm,
@@ -247,6 +247,12 @@ def unlabeled_losses(
             )
         losses["L_x"] = config.weight_x * classification_loss(strong.class_logits, image_labels)
     return losses
+
+
+def label_size(config: MethodConfig, decoder_logits: Tensor, valid: Tensor) -> tuple[int, int]:
+    """Return height and width of the pseudo label: those of the decoder's logits, or of the crop."""
+    height, width = (valid if config.label_size == "crop" else decoder_logits).shape[-2:]
+    return height, width
 
 
 def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[Tensor, Outputs, Tensor]:
@@ -272,7 +278,9 @@ def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[
         top = int(torch.randint(rows - height + 1, ()))
         left = int(torch.randint(columns - width + 1, ()))
         box[top : top + height, left : left + width] = True
-    inside = inside.to(strong.device)
+    if strong.is_cuda:
+        inside = inside.pin_memory()
+    inside = inside.to(strong.device, non_blocking=True)
 
     def mix(maps: Tensor) -> Tensor:
         box = resize_valid(inside, (maps.shape[-2], maps.shape[-1]))
@@ -294,9 +302,10 @@ def exclude_untagged(weak: Outputs, image_labels: Tensor, background: int | None
     """
     if weak.sgc_logits is None:
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    classes = weak.decoder_logits.shape[1]
-    absent = torch.zeros(len(image_labels), classes, dtype=torch.bool, device=image_labels.device)
-    absent[:, foreground_classes(classes, background)] = image_labels == 0
+    absent = image_labels == 0
+    if background is not None:
+        never = torch.zeros_like(absent[:, :1])
+        absent = torch.cat([absent[:, :background], never, absent[:, background:]], dim=1)
     absent = absent[:, :, None, None]
     return weak._replace(
         decoder_logits=weak.decoder_logits.masked_fill(absent, -math.inf),
@@ -350,11 +359,16 @@ class Teacher:
         decay = min(self.decay, (1 + updates) / (10 + updates))
         averaged: list[Tensor] = []
         current: list[Tensor] = []
+        copied: list[Tensor] = []
+        sources: list[Tensor] = []
         theirs = model.state_dict()
         for name, ours in self.model.state_dict().items():
             if ours.is_floating_point():
                 averaged.append(ours)
                 current.append(theirs[name].to(ours.dtype))
             else:
-                ours.copy_(theirs[name])
+                copied.append(ours)
+                sources.append(theirs[name])
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        if copied:
+            torch._foreach_copy_(copied, sources)

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
-import io
-import json
 import math
 import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from pseudoseg_fast import chart
+from pseudoseg_fast.run_record import Row, Run, read_run
 from pseudoseg_fast.whole_file import replace_text
 
 REPORT = "report.html"
-Row = dict[str, float]
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 STYLE = """
 :root {
@@ -73,88 +69,6 @@ summary { cursor: pointer; }
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run has written to its folder.
-
-    Args:
-        folder: of the run.
-        config: the resolved configuration, as in ``config.yaml``.
-        about: what ``run.json`` says of pictures, classes and environment.
-        rows: of the log, in their order, without empty columns.
-        finished: it has reached its last step and has been summed up.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    about: dict[str, Any]
-    rows: list[Row]
-    finished: bool
-
-    @property
-    def steps(self) -> int:
-        """The step of the log's last row; 0 without one."""
-        return int(max((row["step"] for row in self.rows), default=0))
-
-    @property
-    def evaluations(self) -> list[Row]:
-        """The rows that have scores."""
-        return [row for row in self.rows if "eval/mIoU" in row]
-
-    def curve(self, name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-        """Return (step, value) of a column."""
-        return [(row["step"], scale * row[name]) for row in self.rows if name in row]
-
-    def last(self, name: str) -> float | None:
-        """Return the newest value of a column."""
-        return next((row[name] for row in reversed(self.rows) if name in row), None)
-
-
-def read_run(folder: Path) -> Run:
-    """Read the folder of a run, which may be writing to it.
-
-    Raises:
-        ValueError: it is no folder of a run, or a file in it is damaged.
-        OSError: a file cannot be read.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"expected the folder of a run, its --run.dir; there is no folder {folder}")
-    files = {name: folder / name for name in ("config.yaml", "run.json")}
-    if missing := [name for name, path in files.items() if not path.is_file()]:
-        raise ValueError(
-            f"{folder} is no folder of a run, it holds no {' and no '.join(missing)}; expected a training's --run.dir"
-        )
-    try:
-        config, about = (
-            yaml.safe_load(files["config.yaml"].read_text()),
-            json.loads(files["run.json"].read_text()),
-        )
-        pictures, classes = about["pictures"], about["classes"]
-        if not (
-            isinstance(config["optim"]["steps"], int)
-            and isinstance(pictures, dict)
-            and isinstance(classes, list)
-        ):
-            raise TypeError("entries of another kind than a run writes")
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"config.yaml or run.json in {folder} is damaged: {error!r}") from error
-    log = folder / "log" / "metrics.csv"
-    try:
-        rows = read_log(log.read_text()) if log.is_file() else []
-    except ValueError as error:
-        raise ValueError(f"{log} is damaged: {error}") from error
-    return Run(folder, config, about, rows, (folder / "result.json").is_file())
-
-
-def read_log(text: str) -> list[Row]:
-    """Return the rows of a CSV log as numbers, without empty columns; a last line that is not whole is left out."""
-    whole = text[: text.rfind("\n") + 1]
-    return [
-        {name: float(value) for name, value in row.items() if value}
-        for row in csv.DictReader(io.StringIO(whole, newline=""))
-    ]
-
-
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into the folder of a run; return its path.
 
@@ -181,8 +95,7 @@ def render(run: Run) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{name}: pseudoseg_fast</title>\n<style>{STYLE}{chart.STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body>\n</html>\n"
@@ -197,8 +110,7 @@ def heading(run: Run) -> str:
     if run.finished:
         state = f"finished, {total} steps"
     else:
-        log = run.folder / "log" / "metrics.csv"
-        written = f", last logged {time.ctime(log.stat().st_mtime)}" if run.rows else ""
+        written = f", last logged {time.ctime(run.log.stat().st_mtime)}" if run.rows else ""
         state = f"not finished: step {run.steps} of {total}{written}"
     figures = [
         (f"mIoU %, {name}, step {row['step']:.0f}", f"{100 * row['eval/mIoU']:.2f}")
@@ -251,12 +163,12 @@ def class_table(run: Run) -> str:
     totals = {key: max(1, sum(entry[key] for entry in classes)) for key in ("val_pixels", "labelled_pixels")}
     lines = []
     for entry in classes:
-        color = "rgb({}, {}, {})".format(*map(int, entry["color"]))
+        color = "rgb({}, {}, {})".format(*entry["color"])
         cells = [
             f'<span class="swatch" style="background: {color}"></span>{escape(entry["name"])}',
             *(percent(row.get(f"eval/{entry['name']}_IoU", math.nan)) for _, row in evaluations),
             *(percent(entry[key] / total) for key, total in totals.items()),
-            str(int(entry["labelled_pictures"])),
+            str(entry["labelled_pictures"]),
         ]
         lines.append(table_row(cells))
     mean = table_row(["mIoU", *(percent(row["eval/mIoU"]) for _, row in evaluations), "", "", ""])
@@ -324,17 +236,18 @@ def picture(title: str, path: Path, note: str) -> str:
 
 def environment(run: Run) -> str:
     """Return the table of device, machine and versions."""
-    entries: dict[str, str] = {
+    machine, versions = (run.about["environment"][name] for name in ("machine", "versions"))
+    entries = {
         "device": run.about["device"],
         "processes": run.about["processes"],
         "precision": run.config["run"]["precision"],
+        **machine,
+        **versions,
     }
-    for group in run.about["environment"].values():
-        entries |= group
     return f'<div class="scroll"><table class="facts"><tbody>{facts(entries)}</tbody></table></div>'
 
 
-def facts(entries: Mapping[str, str]) -> str:
+def facts(entries: Mapping[str, object]) -> str:
     """Return rows of names and values."""
     return "".join(table_row([escape(name), escape(str(value))]) for name, value in entries.items())
 

@@ -52,7 +52,12 @@ def image_labels_from_mask(mask: Tensor, classes: int, background: int | None) -
     index = mask.flatten(1).long()
     index = torch.where((index >= 0) & (index < classes), index, classes)
     present = torch.zeros(len(mask), classes + 1, device=mask.device).scatter_(1, index, 1.0)
-    return present[:, foreground_classes(classes, background)]
+    # Sliced, not indexed by a list: that would be copied to the device, and waited for.
+    foreground_classes(classes, background)  # refuses a background that is no class
+    present = present[:, :classes]
+    if background is None:
+        return present
+    return torch.cat([present[:, :background], present[:, background + 1 :]], dim=1)
 
 
 @torch.no_grad()

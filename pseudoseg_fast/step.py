@@ -12,6 +12,7 @@ from pseudoseg_fast.method import (
     MethodConfig,
     cut_mix,
     exclude_untagged,
+    label_size,
     labeled_losses,
     unlabeled_losses,
 )
@@ -51,7 +52,6 @@ class StepLosses(nn.Module):
         labeled: dict[str, Any],
         unlabeled: dict[str, Any] | None,
         weight: float,
-        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss terms, weighted; their sum is what is minimised.
 
@@ -60,7 +60,6 @@ class StepLosses(nn.Module):
             unlabeled: ``weak`` [B', C', H, W], V strong views ``strong`` [B', V, C', H, W] with ``valid`` [B', V, H, W]
                 and, in image-level mode, ``tags`` [B', K]; None: supervised.
             weight: of L_u.
-            share: what each of ``TERMS`` is multiplied by, [5], see :func:`pseudoseg_fast.distributed.shares`.
         """
         masks = labeled["mask"]
         image_labels = image_labels_from_mask(masks, self.network.classes, self.network.background)
@@ -90,9 +89,16 @@ class StepLosses(nn.Module):
                     for view, (_, weak, valid) in zip(strong, targets, strict=True)
                 ]
                 losses |= {name: mean([view[name] for view in views]) for name in views[0]}
-        if share is not None:
-            losses = {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}
+                if len(views) > 1:
+                    losses["L_u"] = self._pooled([view["L_u"] for view in views], targets)
         return losses
+
+    def _pooled(self, losses: list[Tensor], targets: list[tuple[Tensor, Outputs, Tensor]]) -> Tensor:
+        """Return the mean over the valid pixels of all views, of the mean over those of each."""
+        valid = [pixels for _, _, pixels in targets]
+        size = label_size(self.method, targets[0][1].decoder_logits, valid[0])
+        pixels = torch.stack([resize_valid(view, size).sum() for view in valid]).to(losses[0].dtype)
+        return (torch.stack(losses) * pixels).sum() / pixels.sum().clamp(min=1)
 
     def _labeled_pass(self, labeled: dict[str, Any], image_labels: Tensor) -> Outputs:
         return self.network(
@@ -143,7 +149,7 @@ class StepLosses(nn.Module):
         if self.class_weight is not None:
             weights = self.class_weight
         pixels = torch.cat([weights, weights.new_zeros(1)]).double()[known].sum()
-        rows = torch.tensor(float(len(masks)), dtype=torch.float64, device=masks.device)
+        rows = torch.full((), len(masks), dtype=torch.float64, device=masks.device)
         valid = torch.zeros_like(rows)
         if unlabeled is not None:
             views = unlabeled["valid"].flatten(0, 1)

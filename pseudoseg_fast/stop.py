@@ -25,8 +25,8 @@ class StopSignal:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; called by the interpreter."""
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
         # Not through sys.stderr: the signal may have come while that was being written to.
-        os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")
+        os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once, without a checkpoint\n")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 
-from pseudoseg_fast.config import Config, parse_config
-from pseudoseg_fast.distributed import end_processes, from_first, make_fabric
+from pseudoseg_fast import event_log
+from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.distributed import check_same_options, end_processes, from_first, is_child, make_fabric
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.run_folder import clear_folder, describe_run, held, holds_run, is_own, run_folder
@@ -24,22 +28,36 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 def train(config: Config, fabric: Fabric) -> int:
     """Run ``config`` from its lists to its summary; return the process's exit status."""
+    check_same_options(fabric, common_options(config))
     folder, checkpoints = from_first(fabric, lambda: run_folder(config))
     trainer = Trainer(config, folder, fabric)
     if checkpoints:
         trainer.restore(checkpoints)
     with ExitStack() as stack:
         from_first(fabric, lambda: stack.enter_context(held(folder)))
+        go_on = bool(checkpoints) and is_own(folder, checkpoints[0])
+        from_first(fabric, lambda: prepare_folder(trainer, folder, go_on=go_on))
         if fabric.is_global_zero:
-            prepare_folder(trainer, folder, go_on=bool(checkpoints) and is_own(folder, checkpoints[0]))
             print(trainer.describe())
         return train_in(folder, trainer)
+
+
+def common_options(config: Config) -> dict[str, Any]:
+    """Return the options that all processes must have been given alike: all but names of folders and workers."""
+    own = {"data.root", "data.workers", "data.cache", "run.dir"}
+    return {
+        f"{group}.{name}": value
+        for group, values in to_dict(config).items()
+        for name, value in values.items()
+        if f"{group}.{name}" not in own
+    }
 
 
 def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
     """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
     if go_on:
         trainer.csv_log.go_on(trainer.step)
+        event_log.go_on(trainer.tensorboard, trainer.step)
     elif holds_run(folder):
         clear_folder(folder)
     describe_run(folder, trainer.config, trainer.data, trainer.fabric)
@@ -56,13 +74,14 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         except NotFinite as error:
             raise NotFinite(f"{error}\n{advice(folder, run.precision)}") from error
     if trainer.step < steps:
+        fabric.barrier()  # the first has saved: whoever leaves with a status other than 0 may end the others
         if fabric.is_global_zero:
             print(
                 f"stopped after step {trainer.step} of {steps}, all of it saved; to go on:\n"
                 "  python -m pseudoseg_fast.train "
                 f"--config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
             )
-        return INTERRUPTED
+        return 0 if is_child(fabric) else INTERRUPTED
     if fabric.is_global_zero:
         with fabric.autocast():
             write_summary(trainer, folder)
@@ -110,4 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(status)  # in order, the group's end would wait for processes that wait for this one
+    sys.exit(status)

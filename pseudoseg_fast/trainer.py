@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,15 +16,17 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.config import Config, to_dict
+from pseudoseg_fast.batches import Batches, what_fits
+from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
-from pseudoseg_fast.data.dataset import CorruptCounter
+from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.distributed import (
     Agreement,
     average_batch_norms,
     freeze_unused,
+    from_first,
     gather,
     make_fabric,
     reduce,
@@ -34,30 +37,21 @@ from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
-from pseudoseg_fast.memory import is_out_of_memory, largest_batch, peak_memory
+from pseudoseg_fast.memory import is_out_of_memory, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
-from pseudoseg_fast.step import StepLosses
+from pseudoseg_fast.run_state import generator_states, restore_state, state_of
+from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
 
 logger = logging.getLogger(__name__)
 
-Batches = tuple[dict[str, Any], dict[str, Any] | None]
-"""Labelled and unlabelled batch of one forward pass."""
-
 MAX_SKIPPED = 20
 """Steps in succession that may be left out for not being sound."""
-
-FREE_ON_RESUME = {
-    *("data.root", "data.workers", "data.cache"),
-    *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
-    *("run.compile", "run.nonfinite"),
-    *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
-}
 
 
 class Trainer:
@@ -102,7 +96,7 @@ class Trainer:
         labeled_loader(config, self.data, self.network, 0)
         if self.data.unlabeled:
             unlabeled_loader(config, self.data, self.network, 0)
-        self.corrupt = CorruptCounter(total=self.data.pictures)
+        self.corrupt = CorruptCounter(self.data.pictures, MAX_UNREADABLE / self.fabric.world_size)
         self.examples = Examples(config, self.data, self.network)
         self.watch = Watch()
         self.skipped = 0
@@ -182,7 +176,7 @@ class Trainer:
                 saving = finished or self.step % run.checkpoint_every == 0
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
-                    self.watch.check()  # nothing of a step that is not sound is evaluated or saved
+                    self.check_sound()  # nothing of a step that is not sound is evaluated or saved
                     values = self.mean_over_processes(progress.read()) | {
                         "lr": learning_rate(self.config.optim, self.step - 1),
                         "seconds": self.seconds,
@@ -204,6 +198,19 @@ class Trainer:
                     break
         for log in self.fabric.loggers:
             log.finalize("success")
+
+    def check_sound(self) -> None:
+        """Look at the steps that are still under way, and at the scale that 16-mixed multiplies gradients by.
+
+        Raises:
+            NotFinite: a step was not sound, or gradients overflow at any scale.
+        """
+        self.watch.check()
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and scaler.get_scale() < 1:
+            raise NotFinite(
+                f"step {self.step}: gradients are not finite at any scale that half precision was tried with"
+            )
 
     def mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
         """Return losses as the mean over processes, and rates as their sum."""
@@ -240,27 +247,14 @@ class Trainer:
                 raise
             reason = str(error).split("\n")[0]
         # Here the failed step's tensors are free: the error held on to them.
-        given = count(batches[0])
-        if self.fabric.world_size > 1:
-            remedy = "lower --optim.batch_size"
-        elif fits := largest_batch(
-            lambda size: self.training_step([shrink(batches[0], size)], weight), given[0] - 1
-        ):
-            passes = self.config.optim.accumulate * -(-given[0] // fits)
-            remedy = f"{fits} + {count(shrink(batches[0], fits))[1]} fit: give --optim.batch_size {fits}"
-            if self.config.optim.unlabeled_batch_size:
-                remedy += f" --optim.unlabeled_batch_size {count(shrink(batches[0], fits))[1]}"
-            remedy += f", and --optim.accumulate {passes} for as many in a step"
-        else:
-            remedy = "no batch fits"
-        raise RuntimeError(
-            f"out of memory at step {self.step + 1}, in a pass of {given[0]} labelled and {given[1]} unlabelled "
-            f"pictures of {self.config.data.crop_size} px: {remedy}; or lower --data.crop_size, or use "
-            f"--run.precision bf16-mixed ({reason})"
-        )
+        trial = None if self.fabric.world_size > 1 else lambda pair: self.training_step([pair], weight)
+        remedy = what_fits(batches[0], self.config, trial)
+        raise RuntimeError(f"out of memory at step {self.step + 1}, {remedy} ({reason})")
 
     def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
         """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.
+
+        A step that is left out for not being sound has no terms.
 
         Args:
             batches: labelled and unlabelled batch of each pass.
@@ -278,13 +272,13 @@ class Trainer:
         names = [batch["name"] for pair in batches for batch in pair if batch]
         if skip and not self.everyone(flag):
             self.skip(names, losses, buffers)
-        else:
-            self.skipped = 0
-            self.watch.add(self.step + 1, names, losses, flag)
-            self.optimizer.step()
-            average_batch_norms(self.fabric, self.network)
-            if self.teacher:
-                self.teacher.update(self.network, self.step)
+            return {}
+        self.skipped = 0
+        self.watch.add(self.step + 1, names, losses, flag)
+        self.optimizer.step()
+        average_batch_norms(self.fabric, self.network)
+        if self.teacher:
+            self.teacher.update(self.network, self.step)
         return losses
 
     def accumulate(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
@@ -301,7 +295,8 @@ class Trainer:
         total: dict[str, Tensor] = {}
         for index, pair in enumerate(moved):
             with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
-                losses = self.losses(*pair, weight, share[index])
+                # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
+                losses = weigh(self.losses(*pair, weight), share[index])
                 self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
             for name, loss in losses.items():
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
@@ -353,7 +348,8 @@ class Trainer:
             }
             self.fabric.log_dict({"eval/mIoU": self.scores.miou, **named}, self.step)
         self.scored = self.step
-        improved = self.best is None or self.scores.miou > self.best["miou"]
+        # A NaN, of pictures without a labelled pixel, is better than nothing and worse than anything else.
+        improved = self.best is None or self.scores.miou > self.best["miou"] or math.isnan(self.best["miou"])
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
             self.save(BEST)
@@ -375,20 +371,7 @@ class Trainer:
         generators = gather(self.fabric, generator_states())
         if not self.fabric.is_global_zero:
             return
-        state = {
-            "config": to_dict(self.config),
-            "classes": self.data.classes,
-            "background": self.data.background,
-            "step": self.step,
-            "scored": self.scored,
-            "seconds": self.seconds,
-            "best": self.best,
-            "model": self.network.state_dict(),
-            "teacher": self.teacher.model.state_dict() if self.teacher else None,
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "generators": generators,
-        }
+        state = state_of(self, generators)
         for log in self.fabric.loggers:  # a run that goes on from here has them up to here
             log.save()
         if name == LAST:
@@ -402,39 +385,17 @@ class Trainer:
         Raises:
             ValueError: no checkpoint is whole, or it is of a run with another network, method or schedule.
         """
-        path, state = load_first_whole(paths)
-        ours = to_dict(self.config)
-        differences = [
-            f"{group}.{name}: {value} there, {ours[group].get(name)} here"
-            for group in ("data", "model", "method", "optim", "run")
-            for name, value in state["config"][group].items()
-            if f"{group}.{name}" not in FREE_ON_RESUME and value != ours[group].get(name)
-        ]
-        if state["classes"] != self.data.classes:
-            differences.append(f"classes: {state['classes']} there, {self.data.classes} here")
-        if differences:
-            raise ValueError(
-                f"{path} is of a run with another configuration; resume with the same one "
-                f"({path.parent.parent / 'config.yaml'}), or start anew:\n  " + "\n  ".join(differences)
-            )
-        self.network.load_state_dict(state["model"])
-        if self.teacher:
-            self.teacher.model.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.scored, self.seconds = state["step"], state["scored"], state["seconds"]
+        loaded: list[dict[str, Any]] = []
+
+        def choose() -> Path:
+            path, state = load_first_whole(paths)
+            loaded.append(state)
+            return path
+
+        path = from_first(self.fabric, choose)
+        restore_state(self, path, loaded[0] if loaded else checkpoint.load(path))
         # The best of another folder is not copied, so here it is chosen anew.
-        self.best = self.kept_best() if is_own(self.checkpoints.parent, path) else None
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        generators = state["generators"]
-        if len(generators) == self.fabric.world_size:
-            set_generator_states(generators[self.fabric.global_rank])
-        elif self.fabric.is_global_zero:
-            logger.warning(
-                "%s is of a run with %d processes, this one has %d: the pictures of its steps will differ",
-                path,
-                len(generators),
-                self.fabric.world_size,
-            )
+        self.best = self.kept_best() if is_own(self.folder, path) else None
 
     def kept_best(self) -> dict[str, Any] | None:
         """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from."""
@@ -447,33 +408,8 @@ class Trainer:
             return None
 
 
-def count(pair: Batches) -> tuple[int, int]:
-    """Return how many labelled and unlabelled pictures a pass has."""
-    labeled, unlabeled = pair
-    return len(labeled["name"]), len(unlabeled["name"]) if unlabeled else 0
-
-
-def shrink(pair: Batches, size: int) -> Batches:
-    """Return the first ``size`` labelled pictures of a pass, and as large a part of the unlabelled ones."""
-    labeled, unlabeled = pair
-    part = size / len(labeled["name"])
-
-    def first(batch: dict[str, Any], count: int) -> dict[str, Any]:
-        return {name: values[:count] for name, values in batch.items()}
-
-    return first(labeled, size), first(
-        unlabeled, max(1, round(part * len(unlabeled["name"])))
-    ) if unlabeled else None
-
-
-def generator_states() -> list[Tensor]:
-    """Return the states of torch's generators: the CPU's and, on a GPU, that of the present device."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else states
-
-
-def set_generator_states(states: list[Tensor]) -> None:
-    """Set what :func:`generator_states` returned; a state of a GPU is left out where there is none."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1 and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(states[1])
+def weigh(losses: dict[str, Tensor], share: Tensor | None) -> dict[str, Tensor]:
+    """Return loss terms times their shares, see :func:`shares`; None leaves them as they are."""
+    if share is None:
+        return losses
+    return {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}

@@ -16,7 +16,7 @@ from same_runs import assert_same_runs
 
 from pseudoseg_fast import checkpoint, train
 from pseudoseg_fast.config import from_dict, parse_config
-from pseudoseg_fast.csv_log import read_rows
+from pseudoseg_fast.csv_rows import read_rows
 from pseudoseg_fast.distributed import make_fabric
 from pseudoseg_fast.kept import newest_first
 

@@ -24,7 +24,13 @@ def finished(monkeypatch):
         (folder / "result.json").write_text(json.dumps({"seconds": 1.0, "miou": {"last": 0.25, "best": 0.5}}))
         with (folder / "log" / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerows([["step", "L_s", "mIoU", "lr"], [10, "0.123456", "", 1], [20, "", "0.25", ""]])
+            writer.writerows(
+                [
+                    ["step", "train/L_s", "eval/mIoU", "train/lr"],
+                    [10, "0.123456", "", 1],
+                    [20, "", "0.25", ""],
+                ]
+            )
         return accuracy.subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(accuracy.subprocess, "run", run)

@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from pseudoseg_fast.csv_log import CsvLog, read_rows
+from pseudoseg_fast.csv_log import CsvLog
+from pseudoseg_fast.csv_rows import read_rows
 
 
 @pytest.fixture

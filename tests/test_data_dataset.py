@@ -112,7 +112,7 @@ def test_counter_warns_once_and_stops_above_its_limit(caplog):
         counter.update(["a.jpg", "a.jpg"])
         counter.update(["b.jpg", "a.jpg"])
     assert [record.getMessage().split()[0] for record in caplog.records] == ["a.jpg", "b.jpg"]
-    with pytest.raises(DataError, match=r"3 of 200 .*more than 1%.*\n  a.jpg\n  b.jpg\n  c.jpg"):
+    with pytest.raises(DataError, match=r"3 of 200 .*more than 1 %.*\n  a.jpg\n  b.jpg\n  c.jpg"):
         counter.update(["c.jpg"])
 
 

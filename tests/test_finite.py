@@ -8,7 +8,7 @@ import torch
 
 from pseudoseg_fast import train, trainer
 from pseudoseg_fast.finite import NotFinite, Watch, sound
-from pseudoseg_fast.memory import largest_batch
+from pseudoseg_fast.memory import is_out_of_memory, largest_batch
 from pseudoseg_fast.step import StepLosses
 
 
@@ -92,11 +92,44 @@ def test_the_largest_batch_that_fits_is_found(limit):
     assert len(tried) <= 5
 
 
+@pytest.mark.parametrize("limit", range(8))
+@pytest.mark.parametrize("least", [2, 4])
+def test_a_batch_too_small_to_train_on_does_not_fit(least, limit):
+    def attempt(size):
+        if size > limit:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        if size < least:
+            raise ValueError("Expected more than 1 value per channel when training")
+
+    assert largest_batch(attempt, 7) == (limit if limit >= least else 0)
+
+
+def test_a_batch_whose_loss_is_not_finite_fits():
+    def attempt(size):
+        raise NotFinite if size < 4 else MemoryError
+
+    assert largest_batch(attempt, 7) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+    ],
+)
+def test_memory_that_runs_out_is_known_by_what_libraries_say(text, expected):
+    assert is_out_of_memory(RuntimeError(text)) == expected
+
+
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
         (3, "3 + 3 fit: give --optim.batch_size 3, and --optim.accumulate 2 for as many in a step"),
         (0, "no batch fits; or lower --data.crop_size"),
+        (1, "no batch fits; or lower --data.crop_size"),
     ],
 )
 def test_memory_that_runs_out_ends_with_the_batch_that_fits(root, tmp_path, monkeypatch, capsys, limit, said):
@@ -105,6 +138,8 @@ def test_memory_that_runs_out_ends_with_the_batch_that_fits(root, tmp_path, monk
     def too_large(self, labeled, *others):
         if len(labeled["image"]) > limit:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+        if len(labeled["image"]) == 1:
+            raise ValueError("Expected more than 1 value per channel when training")
         return forward(self, labeled, *others)
 
     monkeypatch.setattr(StepLosses, "forward", too_large)

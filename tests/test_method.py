@@ -364,6 +364,14 @@ class TestTeacher:
                 kinds[kind] += name.endswith(kind) and not torch.equal(before[name], new[name])
         assert all(kinds.values()), f"{kinds}: the test compares tensors that did not move"
 
+    def test_follows_a_network_without_integers(self):
+        model = torch.nn.Linear(2, 1)
+        teacher = Teacher(model, 0.9)
+        before = teacher.model.weight.clone()
+        torch.nn.init.zeros_(model.weight)
+        teacher.update(model, 1000)
+        torch.testing.assert_close(teacher.model.weight, 0.9 * before)
+
 
 @pytest.mark.parametrize("size", [(48, 80), (16, 16), (64, 16)], ids=str)
 def test_cut_mix_moves_pictures_labels_and_validity_together(size):

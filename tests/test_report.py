@@ -3,12 +3,15 @@
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 from PIL import Image
 
 from pseudoseg_fast import chart, report
+from pseudoseg_fast.run_record import read_run
 
 NASTY = "<script>alert(\"1\")</script> & 'co'"
 CLASSES = [
@@ -118,6 +121,12 @@ def test_a_run_that_goes_on(folder, capsys):
     assert "6images/s" in page.text
 
 
+def test_lines_of_a_log_that_are_no_rows_are_passed_over(folder, capsys):
+    write_log(folder, LOG + ",,,40,many,,,\n,,,41,1,2,3,4,5\n,,,42\n")
+    page = made(folder, capsys)
+    assert "not finished: step 30 of 40, last logged" in page.text
+
+
 def test_a_finished_run_has_its_newest_pictures(folder, capsys):
     write_log(folder, LOG)
     (folder / "result.json").write_text("{}")
@@ -137,7 +146,9 @@ def test_names_are_text_and_the_page_needs_nothing_else(folder, capsys):
     assert not page.of("script")
     assert "<script" not in text
     assert page.text.count(NASTY) >= 3
-    assert "default-src 'none'" in page.of("meta")[2]["content"]
+    policy = page.of("meta")[2]["content"]
+    for rule in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert rule in policy
     assert not re.search(r"https?:|url\(|@import", text)
     assert not [name for _, attributes in page.tags for name in attributes if name in ("href", "onload")]
 
@@ -150,12 +161,11 @@ def test_names_are_text_and_the_page_needs_nothing_else(folder, capsys):
             lambda folder: folder.parent,
             "holds no config.yaml and no run.json; expected a training's --run.dir",
         ),
-        (lambda folder: (folder / "run.json").write_text("{") and folder, "is damaged"),
-        (lambda folder: (folder / "run.json").write_text("[]") and folder, "is damaged"),
-        (lambda folder: (folder / "config.yaml").write_text("a: [") and folder, "is damaged"),
-        (lambda folder: write_log(folder, "step,train/L_s\n1,many\n") or folder, "metrics.csv is damaged"),
+        (lambda folder: (folder / "run.json").write_text("{") and folder, "run.json is damaged"),
+        (lambda folder: (folder / "run.json").write_bytes(b"\xff") and folder, "run.json is damaged"),
+        (lambda folder: (folder / "config.yaml").write_text("a: [") and folder, "config.yaml is damaged"),
     ],
-    ids=["no folder", "another folder", "torn", "of another kind", "no YAML", "no numbers"],
+    ids=["no folder", "another folder", "torn", "no text", "no YAML"],
 )
 def test_what_is_no_run_is_refused(folder, capsys, spoil, message):
     with pytest.raises(SystemExit) as end:
@@ -164,6 +174,57 @@ def test_what_is_no_run_is_refused(folder, capsys, spoil, message):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def set_entry(values, path, value):
+    """Set an entry of nested values, or delete it if ``value`` is None."""
+    *parents, last = path
+    for key in parents:
+        values = values[key]
+    if value is None:
+        del values[last]
+    else:
+        values[last] = value
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "message"),
+    [
+        ("run.json", ["pictures"], {}, "pictures.labelled is missing"),
+        ("run.json", ["pictures", "val"], "<b>2", "pictures.val must be an integer, got '<b>2'"),
+        ("run.json", ["pictures"], None, "pictures is missing"),
+        ("run.json", ["root"], 3, "root must be text, got 3"),
+        ("run.json", ["classes"], {}, "classes must be a list, got {}"),
+        ("run.json", ["classes", 1, "name"], None, "classes[1].name is missing"),
+        ("run.json", ["classes", 0, "color"], [1, 2], "classes[0].color must have 3 entries, got [1, 2]"),
+        ("run.json", ["classes", 0, "color", 2], "red", "classes[0].color[2] must be an integer, got 'red'"),
+        ("run.json", ["environment", "machine"], None, "environment.machine is missing"),
+        ("config.yaml", ["optim", "steps"], 0.5, "optim.steps must be an integer, got 0.5"),
+        ("config.yaml", ["model"], None, "model is missing"),
+    ],
+)
+def test_a_record_that_lacks_something_is_refused_by_its_name(folder, capsys, file, path, value, message):
+    values = yaml.safe_load((folder / file).read_text())  # JSON is YAML
+    set_entry(values, path, value)
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(SystemExit) as end:
+        report.main([str(folder)])
+    assert end.value.code == 2
+    expected = f"{folder / file} is damaged, or not from a training: {message}\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+@pytest.mark.parametrize("value", [[], None, "text"], ids=str)
+def test_a_record_of_another_kind_is_refused(folder, value):
+    (folder / "run.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"run.json is damaged.*: the whole must be a mapping, got"):
+        read_run(folder)
+
+
+def test_a_report_needs_no_torch():
+    """Which takes seconds to import, and may not be where a run is looked at."""
+    program = "import sys; sys.modules['torch'] = None; import pseudoseg_fast.report"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(

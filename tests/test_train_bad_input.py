@@ -184,7 +184,7 @@ def test_too_many_pictures_that_cannot_be_read_stop_the_run(root, tmp_path, caps
     changes = {"optim.unlabeled_batch_size": 5, "data.workers": workers}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
     message = capsys.readouterr().err
-    assert "1 of 6 training pictures cannot be read, more than 1%" in message
+    assert "1 of 6 training pictures cannot be read, more than 1 %" in message
     assert "images/2.jpg" in message
 
 

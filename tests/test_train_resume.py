@@ -14,6 +14,7 @@ import sys
 import pytest
 import tiny
 from same_runs import assert_same, assert_same_runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pseudoseg_fast import checkpoint, train, trainer
 from pseudoseg_fast.trainer import Trainer
@@ -103,8 +104,13 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, m
             train.main(options)
     assert tiny.checkpoint(folder)["step"] == 3
     assert tiny.log(folder)[-1]["step"] == 5
+    (events,) = (folder / "log").glob("events.*")
+    events.rename(events.with_name("events.out.tfevents.0000000001"))  # readers go by the second in the name
     assert train.main([*options, "--run.resume=auto"]) == 0
     assert_same_runs(whole, folder)
+    curves = EventAccumulator(str(folder / "log")).Reload()
+    assert [event.step for event in curves.Scalars("train/lr")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in curves.Scalars("eval/mIoU")] == [2, 4, 6]
 
 
 def flip_a_bit(path):

@@ -167,6 +167,7 @@ class CorruptCounter:
                 logger.warning("%s cannot be read: another picture takes its place", name)
         if len(self.names) > self.limit * self.total:
             raise DataError(
-                f"{len(self.names)} of {self.total} training pictures cannot be read, more than {self.limit:.0%}; "
-                f"repair them or take them off the lists:\n{shorten(list(self.names), shown=len(self.names))}"
+                f"{len(self.names)} of {self.total} training pictures cannot be read, more than "
+                f"{100 * self.limit:.3g} %; repair them or take them off the lists:\n"
+                + shorten(list(self.names), shown=len(self.names))
             )
