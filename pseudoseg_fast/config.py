@@ -238,9 +238,10 @@ class Config:
                 "method.cutmix mixes the pictures of a batch, expected at least 2 unlabelled ones, got 1; raise "
                 "optim.batch_size or optim.unlabeled_batch_size"
             )
-        if self.method.image_labels and self.method.cutmix:
+        if self.method.image_labels and self.method.cutmix and self.method.weight_x:
             raise ValueError(
-                "method.image_labels and method.cutmix do not go together: the tags are of whole pictures; set one to 0"
+                "method.cutmix mixes pictures, whose tags L_x could no longer learn; with method.image_labels set "
+                f"method.weight_x to 0, got {self.method.weight_x}, or method.cutmix to 0"
             )
         if self.method.image_labels and self.data.tags is None:
             raise ValueError(

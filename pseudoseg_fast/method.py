@@ -35,6 +35,7 @@ class MethodConfig:
         label_size: make the label at the decoder's size, as the authors' code does, or at the "crop" size.
         align_corners: how maps are resized, as in torch.nn.functional.interpolate.
         cutmix: share of unlabelled batches in which each strong view gets a rectangle of another one, label included.
+            Tags have had their say in the labels by then; L_x, which would learn them, must be off.
         image_labels: image-level mode: tags of unlabelled pictures, where given, replace the classifier's guess and
             are what the classifier learns from.
         exclude_untagged: in image-level mode, classes that a picture's tags do not name get no share of its pseudo

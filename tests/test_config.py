@@ -131,7 +131,7 @@ BAD = {
     "keep": ([*DATA, "--run.keep=0"], ["run.keep must be at least 1 checkpoint, got 0"]),
     "mixed pictures with tags": (
         [*DATA, "--method.image_labels=true", "--method.cutmix=0.5"],
-        ["method.image_labels and method.cutmix do not go together"],
+        ["method.cutmix mixes pictures", "set method.weight_x to 0, got 1.0"],
     ),
     "no tags": ([*DATA, "--method.image_labels=true"], ["give --data.tags FILE"]),
 }

@@ -62,6 +62,25 @@ def test_strong_views_learn_one_label_and_the_mean_is_over_the_valid_pixels_of_a
     assert views[0] != views[1]
 
 
+def test_mixed_pictures_keep_what_their_tags_ruled_out():
+    tagged = {"image_labels": True, "exclude_untagged": True, "norm": "none", "weight_x": 0.0}
+    step = make("test_convnext", cutmix=1.0, **tagged)
+    side = 3 * step.network.stride
+    numbers = torch.arange(3, dtype=torch.uint8)[:, None, None, None]
+    unlabeled = {
+        "weak": torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8),
+        "strong": numbers[:, None].expand(3, 1, 3, side, side),
+        "valid": torch.ones(3, 1, side, side, dtype=torch.bool),
+        "tags": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
+    }
+    (images, weak, _), *others = step._targets(unlabeled)
+    assert not others
+    source = images[:, 0, ::4, ::4].long()  # whose pixel it is, at the decoder's stride
+    assert all(len(picture.unique()) == 2 for picture in source)
+    absent = torch.tensor([[False, False, True], [False, True, False], [False, False, False]])
+    assert torch.equal(weak.decoder_logits.movedim(1, -1) == -torch.inf, absent[source])
+
+
 def run(joint, encoder):
     step = make(encoder, joint=joint)
     losses = step(*batches(), 1.0)
