@@ -77,6 +77,7 @@ def test_defaults_are_the_papers():
         "image_labels": False,
         "class_weight": None,
         "weight_dice": 0.0,
+        "weight_dice_u": 0.0,
         "weight_sa": 1.0,
         "weight_x": 1.0,
         "weight_u": 1.0,
@@ -418,3 +419,33 @@ def test_classes_that_the_tags_do_not_name_get_no_label(background, absent):
     assert [c for c in range(CLASSES) if label[1, c].max() < 1e-300] == absent
     torch.testing.assert_close(label.sum(1), torch.ones(BATCH, 9, 11, dtype=torch.float64))
     assert weak.decoder_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("background", [0, 1, 2])
+def test_what_untagged_classes_had_goes_to_the_tagged_ones_and_the_background_stays(background):
+    weak = random_outputs()
+    first, second = (c for c in range(CLASSES) if c != background)
+    tags = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    told = exclude_untagged(weak, tags, background)
+    for before, after in [(weak.decoder_logits, told.decoder_logits), (weak.sgc_logits, told.sgc_logits)]:
+        before, after = before.softmax(1), after.softmax(1)
+        torch.testing.assert_close(after[0, background], before[0, background])
+        torch.testing.assert_close(after[0, first], before[0, first] + before[0, second])
+        assert torch.equal(after[1, background], torch.ones_like(after[1, background])), "nothing is tagged"
+
+
+@pytest.mark.parametrize(("hard", "threshold"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_the_dice_loss_of_pseudo_labels_is_its_formula(hard, threshold):
+    config = MethodConfig(weight_dice_u=0.5, hard=hard, threshold=threshold, norm="none")
+    strong, weak, valid = random_outputs(), random_outputs(), random_valid()
+    loss = unlabeled_losses(config, 0.3, strong, weak, valid)["L_dice_u"]
+    label = pseudo_label(config, weak)
+    counted = resize_valid(valid, label.shape[-2:]) & (label.amax(1) >= threshold)
+    assert 0 < counted.sum() < counted.numel()
+    if hard:
+        label = torch.eye(CLASSES, dtype=torch.float64)[label.argmax(1)].movedim(-1, 1)
+    label = label.movedim(1, -1)[counted]
+    learnt = strong.decoder_logits.softmax(1).movedim(1, -1)[counted]
+    dice = 2 * (label * learnt).sum(0) / (label.sum(0) + learnt.sum(0))
+    present = label.amax(0) >= 0.5
+    torch.testing.assert_close(loss, 0.3 * 0.5 * (1 - dice[present]).mean())
