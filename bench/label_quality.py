@@ -99,6 +99,12 @@ def label_quality(
 
     device = next(network.parameters()).device
     plain = dataclasses.replace(method, image_labels=False, exclude_untagged=False)
+    shown = [
+        image_labels_from_mask(sample["mask"][None].to(device), len(classes), network.background)
+        for batch in loader
+        for sample in batch
+    ]
+    frequency = torch.cat(shown).mean(0)
     for batch in loader:
         for samples in group_by_size(batch):
             images, masks = (
@@ -117,7 +123,7 @@ def label_quality(
             told = network(padded, sgc=True, image_labels=truth, valid=valid)
             add("", plain, guessed, (height, width), masks)
             add(", tags", plain, told, (height, width), masks)
-            told = exclude_untagged(told, truth, network.background)
+            told = exclude_untagged(told, truth, network.background, frequency)
             add(", excluded", dataclasses.replace(plain, norm="none"), told, (height, width), masks)
     return {kind: quality.summary() for kind, quality in qualities.items()}
 

@@ -85,7 +85,7 @@ def cost(network: Network, config: Config, pictures: int) -> dict[str, float]:
     side = -(-config.data.crop_size // network.stride) * network.stride
     views = config.method.strong_views
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step = StepLosses(network.train(), config.method, None, None)
+        step = StepLosses(network.train(), config.method, None)
         images = torch.empty(pictures, 3, side, side, dtype=torch.uint8)
         valid = torch.ones(pictures, side, side, dtype=torch.bool)
         labeled = {"image": images, "mask": images[:, 0], "valid": valid}

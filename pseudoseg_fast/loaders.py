@@ -48,6 +48,12 @@ class WithTags:
         return torch.tensor([float(index in shown) for index in self.classes])
 
 
+def tag_frequency(data: Data) -> Tensor:
+    """Return the share of the tagged pictures that has each of the K foreground classes, [K] float32."""
+    shares = data.tags.shares()
+    return torch.tensor([shares[index] for index in foreground_classes(len(data.classes), data.background)])
+
+
 def labeled_loader(
     config: Config, data: Data, network: Network, start: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:

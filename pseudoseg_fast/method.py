@@ -39,8 +39,8 @@ class MethodConfig:
         image_labels: image-level mode: tags of unlabelled pictures, where given, replace the classifier's guess and
             are what the classifier learns from.
         exclude_untagged: in image-level mode, classes that a picture's tags do not name get no share of its pseudo
-            label, neither through SGC nor through the decoder; the tagged ones share what they had, the background
-            stays; not in the paper. Needs norm "none".
+            label, neither through SGC nor through the decoder; the tagged ones have it, rare ones most; not in the
+            paper. Needs norm "none".
         class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
             their pixels in the labelled set, which rare classes may need.
         weight_dice: weight of a Dice loss on labelled pictures beside L_s, for small classes; not in the paper.
@@ -334,28 +334,35 @@ def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[
     return mix(strong), mixed, mix(valid)
 
 
-def exclude_untagged(weak: Outputs, image_labels: Tensor, background: int | None) -> Outputs:
-    """Rule out the classes that a picture's tags do not name: their logits become ``-inf`` in both maps.
+def exclude_untagged(
+    weak: Outputs, image_labels: Tensor, background: int | None, frequency: Tensor | None = None
+) -> Outputs:
+    """Give the classes of a picture's tags what the others had: their logits become ``-inf`` in both maps.
 
-    Tags say what is in a picture, not where, so the background keeps its probability at every pixel: what the ruled out
-    classes had goes to the tagged ones, in proportion. Were it shared with the background, a dress taken for a skirt
-    would become half background.
+    By Bayes' rule, with tags that depend on a pixel through its class alone, ``p(c | x, tags)`` is proportional to
+    ``p(c | x) / frequency_c`` for the tagged classes: a scarf that is there says more than hair that is. Tags
+    say what is in a picture, not where: the background keeps its probability at every pixel, or a dress taken for a
+    skirt would become half background.
 
     Args:
         weak: outputs of the weak view with SGC logits, C classes.
-        image_labels: [B, K] float tags; rows of NaN have none, and nothing is ruled out there.
+        image_labels: [B, K] float tags; rows of NaN have none, and nothing changes there.
         background: id of the background class, which is never ruled out, or None.
+        frequency: [K], share of the tagged pictures that have each class; None: all alike.
     """
     if weak.sgc_logits is None:
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    absent = (image_labels == 0)[:, :, None, None]
+    told = torch.zeros_like(image_labels)
+    if frequency is not None:
+        told = torch.where(image_labels == 1, -frequency.log(), told)
+    told = told.masked_fill(image_labels == 0, -math.inf)[:, :, None, None]
 
     def exclude(logits: Tensor) -> Tensor:
         if background is None:
-            return logits.masked_fill(absent, -math.inf)
+            return logits + told
         before, kept, after = logits[:, :background], logits[:, background, None], logits[:, background + 1 :]
         classes = torch.cat([before, after], 1)
-        tagged = classes.masked_fill(absent, -math.inf)
+        tagged = classes + told
         gain = classes.logsumexp(1, keepdim=True) - tagged.logsumexp(1, keepdim=True)
         tagged = tagged + gain.masked_fill(gain.isinf(), 0.0)  # infinite where no class is tagged
         return torch.cat([tagged[:, :background], kept, tagged[:, background:]], 1)

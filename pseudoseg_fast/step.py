@@ -31,15 +31,22 @@ class StepLosses(nn.Module):
         labeler: makes the pseudo labels, such as a moving average of the network; None: the network itself, in
             training mode.
         class_weight: [C] on the network's device, see :func:`~pseudoseg_fast.method.class_weights`.
+        tag_frequency: [K] on the network's device, see :func:`~pseudoseg_fast.method.exclude_untagged`.
     """
 
     def __init__(
-        self, network: Network, method: MethodConfig, labeler: Network | None, class_weight: Tensor | None
+        self,
+        network: Network,
+        method: MethodConfig,
+        labeler: Network | None,
+        class_weight: Tensor | None = None,
+        tag_frequency: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.method = method
         self.class_weight = class_weight
+        self.tag_frequency = tag_frequency
         self._labeler = [labeler or network]  # in a list: it is no part of what learns
         self._sizes: dict[torch.Size, torch.Size] = {}
         self.joint = method.joint is True or (method.joint == "auto" and not has_batch_norm(network))
@@ -130,7 +137,7 @@ class StepLosses(nn.Module):
                 self._labeler[0](unlabeled["weak"], sgc=True, image_labels=tags, valid=valid.any(1))
             )
         if method.exclude_untagged and tags is not None:
-            weak = exclude_untagged(weak, tags, self.network.background)
+            weak = exclude_untagged(weak, tags, self.network.background, self.tag_frequency)
         views = []
         for images, pixels in zip(unlabeled["strong"].unbind(1), valid.unbind(1), strict=True):
             if method.cutmix and float(torch.rand(())) < method.cutmix:

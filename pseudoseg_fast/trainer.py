@@ -36,7 +36,7 @@ from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
-from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
+from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import is_out_of_memory, peak_memory
 from pseudoseg_fast.method import Teacher, class_weights
 from pseudoseg_fast.network import Network
@@ -82,12 +82,14 @@ class Trainer:
         self.teacher = Teacher(self.network, config.method.ema) if config.method.ema else None
         if config.run.compile:
             self.compile()
+        device = self.fabric.device
         weights = class_weights(config.method, self.data.pixels)
         losses = StepLosses(
             self.network,
             config.method,
-            self.teacher.model.to(self.fabric.device) if self.teacher else None,
-            None if weights is None else weights.to(self.fabric.device),
+            self.teacher.model.to(device) if self.teacher else None,
+            None if weights is None else weights.to(device),
+            tag_frequency(self.data).to(device) if self.data.tags else None,
         )
         self.losses, self.optimizer = self.fabric.setup(losses, make_optimizer(self.network, config.optim))
         if self.fabric.global_rank:

@@ -434,6 +434,24 @@ def test_what_untagged_classes_had_goes_to_the_tagged_ones_and_the_background_st
         assert torch.equal(after[1, background], torch.ones_like(after[1, background])), "nothing is tagged"
 
 
+@pytest.mark.parametrize("background", [None, 1])
+def test_rare_tags_say_more_as_bayes_rule_has_it(background):
+    weak = random_outputs()
+    foreground = [c for c in range(CLASSES) if c != background]
+    tags = torch.ones(BATCH, len(foreground))
+    tags[0] = math.nan
+    tags[1, -1] = 0
+    frequency = torch.tensor([0.5, 0.1, 0.0])[: len(foreground)]
+    frequency[-1] = 0.0  # of a class that no picture is tagged with
+    told = exclude_untagged(weak, tags, background, frequency)
+    before, after = weak.decoder_logits.softmax(1), told.decoder_logits.softmax(1)
+    torch.testing.assert_close(after[0], before[0])
+    expected = before[1, foreground[:-1]] / frequency[:-1, None, None]
+    rest = 1 if background is None else 1 - before[1, background]
+    torch.testing.assert_close(after[1, foreground[:-1]], rest * expected / expected.sum(0))
+    assert not after[1, foreground[-1]].any()
+
+
 @pytest.mark.parametrize(("hard", "threshold"), [(False, 0.0), (True, 0.0), (True, 0.5)])
 def test_the_dice_loss_of_pseudo_labels_is_its_formula(hard, threshold):
     config = MethodConfig(weight_dice_u=0.5, hard=hard, threshold=threshold, norm="none")

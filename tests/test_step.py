@@ -17,7 +17,7 @@ def make(encoder, **options):
     network = Network(
         "FPN", encoder, None, classes=CLASSES, attention_dim=8, decoder={"decoder_dropout": 0.0}
     )
-    return StepLosses(network.train(), MethodConfig(**options), None, None)
+    return StepLosses(network.train(), MethodConfig(**options), None)
 
 
 def batches(views=1):

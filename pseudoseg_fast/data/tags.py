@@ -15,6 +15,7 @@ from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Names
 
 FROM_MASKS = "masks"
+_CHUNK = 1 << 16  # pictures that are counted at a time
 
 
 class Tags(Mapping[str, tuple[int, ...]]):
@@ -41,6 +42,15 @@ class Tags(Mapping[str, tuple[int, ...]]):
                 return tuple(np.flatnonzero(np.unpackbits(self.shown[middle], count=self.classes)).tolist())
             low, high = (middle + 1, high) if found < name else (low, middle)
         raise KeyError(name)
+
+    def shares(self) -> list[float]:
+        """Return the share of the pictures that shows each of the C classes."""
+        counts = np.zeros(self.classes, np.int64)
+        for start in range(0, len(self), _CHUNK):
+            counts += np.unpackbits(self.shown[start : start + _CHUNK], axis=1, count=self.classes).sum(
+                0, np.int64
+            )
+        return [float(share) for share in counts / max(1, len(self))]
 
     def __len__(self) -> int:
         return len(self.names)
