@@ -44,7 +44,6 @@ class MethodConfig:
         class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
             their pixels in the labelled set, which rare classes may need.
         weight_dice: weight of a Dice loss on labelled pictures beside L_s, for small classes; not in the paper.
-        weight_dice_u: weight of a Dice loss with the pseudo label beside L_u and times its weight, for the same reason.
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
@@ -70,7 +69,6 @@ class MethodConfig:
     exclude_untagged: bool = False
     class_weight: Literal["balanced"] | tuple[float, ...] | None = None
     weight_dice: float = 0.0
-    weight_dice_u: float = 0.0
     weight_sa: float = 1.0
     weight_x: float = 1.0
     weight_u: float = 1.0
@@ -99,15 +97,7 @@ class MethodConfig:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
         if isinstance(self.class_weight, tuple) and not all(weight >= 0 for weight in self.class_weight):
             raise ValueError(f"method.class_weight must not be negative, got {list(self.class_weight)}")
-        for name in (
-            "weight_dice",
-            "weight_dice_u",
-            "weight_sa",
-            "weight_x",
-            "weight_u",
-            "start_u",
-            "ramp_u",
-        ):
+        for name in ("weight_dice", "weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"method.{name} must not be negative, got {value}")
@@ -204,30 +194,15 @@ def dice_loss(logits: Tensor, masks: Tensor, *, align_corners: bool = False) -> 
         A scalar in [0, 1]; 0 where no pixel has a label.
     """
     size = (masks.shape[1], masks.shape[2])
-    full = resized_softmax(logits, size, align_corners)
+    full = interpolate(
+        logits.to(compute_dtype(logits)), size, mode="bilinear", align_corners=align_corners
+    ).softmax(1)
     truth = masks.long()[:, None] == torch.arange(logits.shape[1], device=masks.device)[:, None, None]
-    return _dice(full, truth, truth.any(1))
-
-
-def resized_softmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Return the softmax [B, C, H, W] of resized logits, in at least single precision."""
-    logits = logits.to(compute_dtype(logits))
-    return interpolate(logits, size, mode="bilinear", align_corners=align_corners).softmax(1)
-
-
-def _dice(probabilities: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Return 1 - the soft Dice coefficient, the mean over the classes that some counted pixel most likely is.
-
-    Args:
-        probabilities: [B, C, H, W].
-        target: [B, C, H, W], bool or soft.
-        counted: [B, H, W] bool.
-    """
-    target = target * counted[:, None]
-    overlap = 2 * (probabilities * target).sum((0, 2, 3))
-    both = (probabilities * counted[:, None]).sum((0, 2, 3)) + target.sum((0, 2, 3))
-    present = target.amax((0, 2, 3)) >= 0.5
-    return ((1 - overlap / both.where(present, 1.0)) * present).sum() / present.sum().clamp(min=1)
+    labeled = truth.any(1, keepdim=True)
+    pixels = truth.sum((0, 2, 3))
+    overlap = 2 * (full * truth).sum((0, 2, 3)) / ((full * labeled).sum((0, 2, 3)) + pixels).clamp(min=1)
+    present = pixels > 0
+    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
 
 def unlabeled_losses(
@@ -238,7 +213,7 @@ def unlabeled_losses(
     valid: Tensor,
     image_labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the weighted L_u, L_dice_u where wanted, and, in image-level mode, L_x of an unlabelled batch.
+    """Return the weighted L_u and, in image-level mode, L_x of an unlabelled batch.
 
     Args:
         config: how the pseudo label is made.
@@ -267,8 +242,6 @@ def unlabeled_losses(
             align_corners=config.align_corners,
         )
     }
-    if config.weight_dice_u:
-        losses["L_dice_u"] = weight * config.weight_dice_u * _pseudo_dice(config, strong, weak, valid, size)
     if config.image_labels and config.weight_x:
         if image_labels is None:
             raise ValueError(
@@ -276,19 +249,6 @@ def unlabeled_losses(
             )
         losses["L_x"] = config.weight_x * classification_loss(strong.class_logits, image_labels)
     return losses
-
-
-def _pseudo_dice(
-    config: MethodConfig, strong: Outputs, weak: Outputs, valid: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Return the Dice loss of the strong view with the pseudo label, over the pixels that L_u counts."""
-    with torch.no_grad():
-        label = pseudo_label(config, weak, size)
-        confidence, best = label.max(1, keepdim=True)
-        counted = resize_valid(valid, size) & (confidence[:, 0] >= config.threshold)
-        if config.hard:
-            label = torch.zeros_like(label).scatter_(1, best, 1.0)
-    return _dice(resized_softmax(strong.decoder_logits, size, config.align_corners), label, counted)
 
 
 def label_size(config: MethodConfig, decoder_logits: Tensor, valid: Tensor) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from pseudoseg_fast.method import (
 from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.sgc import image_labels_from_mask, resize_valid
 
-TERMS = ("L_s", "L_dice", "L_sa", "L_x", "L_u", "L_dice_u")
+TERMS = ("L_s", "L_dice", "L_sa", "L_x", "L_u")
 
 
 class StepLosses(nn.Module):
@@ -148,7 +148,7 @@ class StepLosses(nn.Module):
 
     @torch.no_grad()
     def denominators(self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None) -> Tensor:
-        """Return what the mean of each of ``TERMS`` divides by, [6] float64; CutMix, which moves pixels, left out."""
+        """Return what the mean of each of ``TERMS`` divides by, [5] float64; CutMix, which moves pixels, left out."""
         method, masks = self.method, labeled["mask"]
         known = masks.long()
         known = torch.where(known < self.network.classes, known, self.network.classes)
@@ -164,8 +164,7 @@ class StepLosses(nn.Module):
             valid = resize_valid(views, (size[0], size[1])).sum(dtype=torch.float64)
             if method.image_labels:
                 rows = (~unlabeled["tags"].isnan()).any(1).sum(dtype=torch.float64)
-        one = torch.ones_like(rows)  # Dice is of the local batch
-        return torch.stack([pixels, one, pixels, rows, valid, one])
+        return torch.stack([pixels, torch.ones_like(rows), pixels, rows, valid])
 
     def _decoder_size(self, images: Tensor) -> torch.Size:
         """Return the size of the decoder's logits for pictures of this size, which only a pass can tell."""

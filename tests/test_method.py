@@ -77,7 +77,6 @@ def test_defaults_are_the_papers():
         "image_labels": False,
         "class_weight": None,
         "weight_dice": 0.0,
-        "weight_dice_u": 0.0,
         "weight_sa": 1.0,
         "weight_x": 1.0,
         "weight_u": 1.0,
@@ -450,20 +449,3 @@ def test_rare_tags_say_more_as_bayes_rule_has_it(background):
     rest = 1 if background is None else 1 - before[1, background]
     torch.testing.assert_close(after[1, foreground[:-1]], rest * expected / expected.sum(0))
     assert not after[1, foreground[-1]].any()
-
-
-@pytest.mark.parametrize(("hard", "threshold"), [(False, 0.0), (True, 0.0), (True, 0.5)])
-def test_the_dice_loss_of_pseudo_labels_is_its_formula(hard, threshold):
-    config = MethodConfig(weight_dice_u=0.5, hard=hard, threshold=threshold, norm="none")
-    strong, weak, valid = random_outputs(), random_outputs(), random_valid()
-    loss = unlabeled_losses(config, 0.3, strong, weak, valid)["L_dice_u"]
-    label = pseudo_label(config, weak)
-    counted = resize_valid(valid, label.shape[-2:]) & (label.amax(1) >= threshold)
-    assert 0 < counted.sum() < counted.numel()
-    if hard:
-        label = torch.eye(CLASSES, dtype=torch.float64)[label.argmax(1)].movedim(-1, 1)
-    label = label.movedim(1, -1)[counted]
-    learnt = strong.decoder_logits.softmax(1).movedim(1, -1)[counted]
-    dice = 2 * (label * learnt).sum(0) / (label.sum(0) + learnt.sum(0))
-    present = label.amax(0) >= 0.5
-    torch.testing.assert_close(loss, 0.3 * 0.5 * (1 - dice[present]).mean())
