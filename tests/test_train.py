@@ -14,7 +14,7 @@ import yaml
 from pseudoseg_fast import backends, evaluate, step, train
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
-from pseudoseg_fast.method import labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import exclude_untagged, labeled_losses, unlabeled_losses
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.trainer import Trainer
 
@@ -122,12 +122,18 @@ def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, ca
     assert [row["mIoU"] for row in rows if "mIoU" in row][-1] == pytest.approx(result["miou"]["last"])
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9], ids=["model labels", "teacher labels"])
-def test_a_step_is_the_methods(root, tmp_path, ema):
+@pytest.mark.parametrize(
+    ("ema", "excluding"),
+    [(0.0, False), (0.9, False), (0.9, True)],
+    ids=["model labels", "teacher labels", "teacher labels, untagged classes excluded"],
+)
+def test_a_step_is_the_methods(root, tmp_path, ema, excluding):
     """The fifth step of an image-level run, written out: passes in their order, losses, SGD, moving average."""
     changes = {
         "method.ema": ema,
         "method.image_labels": "true",
+        "method.exclude_untagged": str(excluding).lower(),
+        "method.norm": "none",
         "data.tags": "tags.csv",
         "optim.steps": 8,
         "optim.warmup": 10,
@@ -157,6 +163,8 @@ def test_a_step_is_the_methods(root, tmp_path, ema):
         weak = labeler(
             unlabeled["weak"], sgc=True, image_labels=unlabeled["tags"], valid=unlabeled["valid"][:, 0]
         )
+    if excluding:  # one of two tagged pictures shows a square, both a disc
+        weak = exclude_untagged(weak, unlabeled["tags"], 0, torch.tensor([1.0, 0.5]))
     strong = network(unlabeled["strong"][:, 0])
     expected = labeled_losses(config.method, given, labeled["mask"], image_labels)
     expected |= unlabeled_losses(
