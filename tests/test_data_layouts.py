@@ -172,6 +172,20 @@ def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):
     assert "no labelled picture shows road, car: nothing can teach these 2 of 3 classes" in caplog.text
 
 
+def test_pictures_of_nothing_are_refused_where_there_is_no_background(tmp_path):
+    root = arrange(tmp_path, "folder")
+    save(root / "images/train/d.jpg")
+    (root / "tags.csv").write_text("image,tags\nimages/train/d.jpg,\nimages/train/e.jpg,sky\n")
+    (root / "classes.txt").write_text("background\nsky\nroad\n")
+    config = DataConfig(str(root), tags="tags.csv")
+    assert read_data(config).tags["images/train/d.jpg"] == ()
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+    with pytest.raises(
+        DataError, match=r"images/train/d.jpg and 0 other pictures with nothing.*take out the lines"
+    ):
+        read_data(config)
+
+
 def test_tags_from_hidden_masks(tmp_path, caplog):
     root = arrange(tmp_path, "folder")
     (root / "classes.txt").write_text("background\nsky\nroad\n")

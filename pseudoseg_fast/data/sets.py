@@ -226,7 +226,8 @@ def find_tags(
     """Return the tags of a file, or those that the hidden masks of the unlabelled pictures show.
 
     Raises:
-        DataError: the file is wrong or tags other pictures, or no unlabelled picture has a mask.
+        DataError: the file is wrong or tags other pictures, a picture has no class though each of its pixels must have
+            one, or no unlabelled picture has a mask.
     """
     if not config.tags:
         return Tags()
@@ -236,6 +237,12 @@ def find_tags(
             raise DataError(
                 f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
                 f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
+            )
+        if background_class(config.background, classes) is None and (nothing := tags.without_classes()):
+            raise DataError(
+                f"{config.tags} tags {nothing[0]} and {len(nothing) - 1} other pictures with nothing, expected one "
+                "class each at least, as there is no background class: fill in what they show, or take out the lines "
+                "of those that nobody has looked at"
             )
         return tags
     if config.unlabeled and not (is_folder(config.unlabeled, root) or are_shards(config.unlabeled)):

@@ -52,6 +52,10 @@ class Tags(Mapping[str, tuple[int, ...]]):
             )
         return [float(share) for share in counts / max(1, len(self))]
 
+    def without_classes(self) -> list[str]:
+        """Return the names of the pictures that show no class."""
+        return [self.names[int(index)] for index in np.flatnonzero(~self.shown.any(1))]
+
     def __len__(self) -> int:
         return len(self.names)
 
