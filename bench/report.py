@@ -202,6 +202,7 @@ def pools() -> list[list[str]]:
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
+    "accuracy-ablation": lambda: accuracy("ablation"),
     "labels-ccp": lambda: labels("ccp"),
     "accuracy-tuning": lambda: accuracy("tuning"),
     "kernels": kernels,
