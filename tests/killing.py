@@ -124,12 +124,21 @@ class Study:
         return None
 
     def __call__(self, kills):
-        """Kill runs so many times, and let the last one finish; return the kills and the number of runs."""
+        """Kill runs so many times, and let the last one finish; return the kills and the number of runs.
+
+        There are more kills where chance, on a busy machine, has let none of them meet a checkpoint being written, or
+        one that has been.
+        """
         done, runs = [], 0
-        while len(done) < kills:
+
+        def more():
+            met = any(kill.saving for kill in done) and any(kill.kept for kill in done)
+            return len(done) < kills or (not met and len(done) < 5 * kills)
+
+        while more():
             runs += 1
             run = self.folder / f"run {runs}"
-            while killed := len(done) < kills and self.kill_once(run):
+            while killed := more() and self.kill_once(run):
                 done.append(killed)
             if killed is False:  # no more of them
                 self.finish(run)
