@@ -1,4 +1,4 @@
-"""The table and the plot of a grid's rows: mean and standard deviation over seeds."""
+"""The table and the plot of a grid's rows, mean and standard deviation over seeds; the plot of labels over training."""
 
 from __future__ import annotations
 
@@ -51,14 +51,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path | None:
     Returns None where matplotlib, of the extra ``bench``, is not installed, or where no row has curves.
     """
     groups = by_name([row for row in rows if row.get("curves", {}).get("mIoU")])
-    if not groups:
+    axes = new_axes("mean over seeds and one standard deviation") if groups else None
+    if axes is None:
         return None
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
     for name, mine in groups.items():
         steps, means, deviations = band([row["curves"]["mIoU"] for row in mine])
         (line,) = axes.plot(steps, [100 * mean for mean in means], label=f"{name} ({len(mine)})")
@@ -67,8 +62,45 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path | None:
             for sign in (-1, 1)
         )
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="step", ylabel="mIoU %", title="mean over seeds and one standard deviation")
+    return save(axes, path)
+
+
+def plot_labels(rows: list[dict[str, Any]], path: Path) -> Path | None:
+    """Draw mIoU of the labels that each part would make over the steps of a run, to ``path``.
+
+    Args:
+        rows: lines of ``bench.label_quality`` of one run.
+        path: of the picture.
+
+    Returns None where matplotlib is not installed.
+    """
+    axes = new_axes("pseudo labels against hidden masks")
+    if axes is None:
+        return None
+    steps = [row["step"] for row in rows]
+    told = {"": ("predicted classes", ":"), ", excluded": ("true classes, all others ruled out", "-")}
+    for index, part in enumerate(("decoder", "sgc", "fused")):
+        for suffix, (meaning, style) in told.items():
+            values = [100 * row[part + suffix]["miou"] for row in rows]
+            name = f"{'SGC' if part == 'sgc' else part}, {meaning}"
+            axes.plot(steps, values, style, color=f"C{index}", label=name)
+    return save(axes, path)
+
+
+def new_axes(title: str) -> Any:
+    """Return axes of mIoU over steps, or None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+    axes.set(xlabel="step", ylabel="mIoU %", title=title)
     axes.grid(alpha=0.3)
+    return axes
+
+
+def save(axes: Any, path: Path) -> Path:
+    """Write the figure of ``axes`` as a PNG and return its path."""
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    axes.figure.savefig(path, dpi=120, metadata={"Software": None})
     return path

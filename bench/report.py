@@ -1,9 +1,10 @@
-"""Write every table of the documents from the files in ``bench/results``, so that no figure is typed by hand.
+"""Write every table and plot of the documents from the files in ``bench/results``, so that no figure is typed by hand.
 
 python -m bench.report [--check]
 
 A document marks the place of a table with ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is replaced.
-``--check`` writes nothing and ends with status 1 where a table is not what the results say.
+Plots are PNGs beside the results; they need matplotlib, of the extra ``bench``. ``--check`` writes nothing and ends
+with status 1 where a table is not what the results say.
 """
 
 from __future__ import annotations
@@ -40,17 +41,26 @@ def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def accuracy(grid: str) -> list[list[str]]:
-    """Return mean and spread of a grid's rows, in its order; of rows of one name and seed the last counts."""
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def grid_rows(grid: str) -> list[dict[str, Any]]:
+    """Return a grid's rows in its order; of rows of one name and seed the last counts."""
+    latest = {(row["name"], row["seed"]): row for row in rows_of(f"accuracy-{grid}")}
     path = ROOT / "bench" / "grids" / f"{grid}.yaml"
-    order = [*yaml.safe_load(path.read_text())["runs"]] if path.exists() else []  # a study by hand has none
-    lines = (RESULTS / f"accuracy-{grid}.jsonl").read_text().splitlines()
-    latest = {(row["name"], row["seed"]): row for row in map(json.loads, lines)}
+    if not path.exists():  # a study by hand has none
+        return [*latest.values()]
+    order = [*yaml.safe_load(path.read_text())["runs"]]
+    known = [row for row in latest.values() if row["name"] in order]
+    return sorted(known, key=lambda row: (order.index(row["name"]), row["seed"]))
+
+
+def accuracy(grid: str) -> list[list[str]]:
+    """Return mean and spread of each row of a grid."""
     rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
-    groups = curves.by_name(list(latest.values()))
-    names = [name for name in order if name in groups] or [*groups]
-    for name in names:
-        mine = groups[name]
+    for name, mine in curves.by_name(grid_rows(grid)).items():
         last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
         each = " ".join(f"{value:.1f}" for value in last)
         rows.append([name, curves.spread(last), each, curves.spread(best)])
@@ -61,7 +71,7 @@ def labels(name: str) -> list[list[str]]:
     """Return the quality of pseudo labels, by the part that makes them and by what it is told."""
     told = {"": "predicted", ", tags": "true", ", excluded": "true, all others ruled out"}
     rows = [["run, step", "image-level labels", "decoder", "SGC", "fused", "fused above 0.7: share, right"]]
-    for row in map(json.loads, (RESULTS / f"labels-{name}.jsonl").read_text().splitlines()):
+    for row in rows_of(f"labels-{name}"):
         for suffix, meaning in told.items():
             mious = [f"{100 * row[part + suffix]['miou']:.1f}" for part in ("decoder", "sgc", "fused")]
             share, right = (f"{100 * value:.0f} %" for value in row["fused" + suffix]["above"]["0.7"])
@@ -215,6 +225,13 @@ TABLES: dict[str, Table] = {
 }
 
 
+PLOTS: dict[str, Callable[[Path], Path | None]] = {
+    "accuracy-demo": lambda path: curves.plot(grid_rows("demo"), path),
+    "accuracy-ccp": lambda path: curves.plot(grid_rows("ccp"), path),
+    "labels-demo": lambda path: curves.plot_labels(rows_of("labels-demo"), path),
+}
+
+
 def fill(text: str) -> str:
     """Return a document with the tables that its marks name.
 
@@ -245,6 +262,9 @@ def main() -> int:
             wrong.append(path.name)
             if not check:
                 path.write_text(filled)
+    if not check:
+        for name, draw in PLOTS.items():
+            print(draw(RESULTS / f"{name}.png") or f"{name}.png not drawn: no matplotlib (extra bench)")
     if check and wrong:
         print(
             f"{', '.join(wrong)}: tables differ from bench/results; run python -m bench.report",

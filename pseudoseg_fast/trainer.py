@@ -54,6 +54,20 @@ MAX_SKIPPED = 20
 """Steps in succession that may be left out for not being sound."""
 
 
+def check_start(config: Config) -> None:
+    """Refuse a run of PseudoSeg that would end before its first unlabelled batch.
+
+    Raises:
+        ValueError: it would.
+    """
+    start, steps = config.method.start_u, config.optim.steps
+    if config.method.name == "pseudoseg" and start >= steps:
+        raise ValueError(
+            f"expected method.start_u, the first step that uses unlabelled pictures, below optim.steps, got {start} "
+            f"and {steps}; lower it, such as to {steps // 3}, or say --method.name supervised"
+        )
+
+
 class Trainer:
     """One run: its pictures, network, teacher and optimiser, and the loop over them.
 
@@ -67,6 +81,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, folder: Path, fabric: Fabric | None = None) -> None:
+        check_start(config)
         self.config = config
         self.folder = folder
         self.checkpoints = folder / "checkpoints"

@@ -1,9 +1,10 @@
 import json
 
+import pytest
 import tiny
 import torch
 
-from bench import label_quality
+from bench import curves, label_quality
 
 
 def test_quality_counts_what_is_sure_and_what_is_right():
@@ -34,3 +35,12 @@ def test_labels_are_scored_in_training_and_of_a_checkpoint(tmp_path):
     scored = json.loads(last.read_text())
     assert scored["decoder"] == rows[1]["decoder"]
     assert scored["fused, tags"] == rows[1]["fused, tags"]
+
+
+def test_labels_are_drawn_over_the_steps_of_a_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    kinds = [part + told for part in ("decoder", "sgc", "fused") for told in ("", ", excluded")]
+    rows = [{"step": step, **{kind: {"miou": step / 100} for kind in kinds}} for step in (10, 20)]
+    path = tmp_path / "labels.png"
+    assert curves.plot_labels(rows, path) == path
+    assert path.read_bytes().startswith(b"\x89PNG")

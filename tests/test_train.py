@@ -241,9 +241,10 @@ def test_both_methods_start_from_the_same_weights_and_see_the_same_labelled_batc
 
 
 def test_before_the_first_unlabelled_step_only_sgc_differs_from_supervised(root, tmp_path):
-    run(root, tmp_path / "supervised", {"method.name": "supervised"})
-    run(root, tmp_path / "pseudoseg", {"method.start_u": 3, "method.weight_x": 0})
-    one, other = (tiny.checkpoint(tmp_path / name)["model"] for name in ("supervised", "pseudoseg"))
+    changes = {"optim.steps": 4, "run.checkpoint_every": 3}
+    run(root, tmp_path / "supervised", {**changes, "method.name": "supervised"})
+    run(root, tmp_path / "pseudoseg", {**changes, "method.start_u": 3, "method.weight_x": 0})
+    one, other = (tiny.checkpoint(tmp_path / name, "step-3")["model"] for name in ("supervised", "pseudoseg"))
     changed = {name.split(".")[0] for name, value in one.items() if not torch.equal(value, other[name])}
     assert changed == {"sgc"}
 

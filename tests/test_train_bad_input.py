@@ -129,6 +129,11 @@ BEFORE_THE_FIRST_STEP = {
     ),
     "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
     "class weights": (None, {"method.class_weight": [1, 2]}, ["a weight for each of the 3 classes", "got 2"]),
+    "unlabelled pictures from after the last step": (
+        None,
+        {"method.start_u": 3},
+        ["method.start_u", "below optim.steps, got 3 and 3", "lower it, such as to 1,"],
+    ),
     "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
     "tags from masks that are not there": (
         None,
