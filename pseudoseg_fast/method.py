@@ -44,6 +44,8 @@ class MethodConfig:
         class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
             their pixels in the labelled set, which rare classes may need.
         weight_dice: weight of a Dice loss on labelled pictures beside L_s, for small classes; not in the paper.
+        dice_unlabeled: the Dice loss counts strong views, too, with the likeliest class of their pseudo labels, as one
+            batch with the labelled pictures: rare classes are in few of those.
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
@@ -69,6 +71,7 @@ class MethodConfig:
     exclude_untagged: bool = False
     class_weight: Literal["balanced"] | tuple[float, ...] | None = None
     weight_dice: float = 0.0
+    dice_unlabeled: bool = False
     weight_sa: float = 1.0
     weight_x: float = 1.0
     weight_u: float = 1.0
@@ -92,6 +95,10 @@ class MethodConfig:
             raise ValueError(
                 "method.exclude_untagged expects method.image_labels true and method.norm none, whose scale needs no "
                 f"mean over logits; got {self.image_labels} and {self.norm}"
+            )
+        if self.dice_unlabeled and not self.weight_dice:
+            raise ValueError(
+                "method.dice_unlabeled extends the Dice loss, which is off; set method.weight_dice to 1"
             )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
@@ -119,6 +126,7 @@ def labeled_losses(
     *,
     tagged: bool = False,
     class_weight: Tensor | None = None,
+    pseudo: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> dict[str, Tensor]:
     """Return L_s, L_dice where wanted, and, for PseudoSeg, the weighted L_sa and L_x of a labelled batch.
 
@@ -131,6 +139,7 @@ def labeled_losses(
         image_labels: [B, K] float, 1 for the classes in the mask.
         tagged: the step has an unlabelled batch with tags, which takes this one's place in L_x.
         class_weight: [C], see :func:`class_weights`; None weighs all alike.
+        pseudo: decoder logits [B', C, h, w] of strong views and what :func:`pseudo_masks` says of them, for L_dice.
     """
 
     def cross_entropy(logits: Tensor) -> Tensor:
@@ -140,8 +149,9 @@ def labeled_losses(
 
     losses = {"L_s": cross_entropy(outputs.decoder_logits)}
     if config.weight_dice:
-        dice = dice_loss(outputs.decoder_logits, masks, align_corners=config.align_corners)
-        losses["L_dice"] = config.weight_dice * dice
+        logits = torch.cat([outputs.decoder_logits, *(maps for maps, _ in pseudo)])
+        known = torch.cat([masks.long(), *(ids for _, ids in pseudo)])
+        losses["L_dice"] = config.weight_dice * dice_loss(logits, known, align_corners=config.align_corners)
     if config.name == "supervised":
         return losses
     if outputs.sgc_logits is not None and config.weight_sa:
@@ -343,6 +353,21 @@ def pseudo_label(config: MethodConfig, weak: Outputs, size: tuple[int, int] | No
         norm=config.norm,
         align_corners=config.align_corners,
     )
+
+
+def pseudo_masks(config: MethodConfig, weak: Outputs, valid: Tensor) -> Tensor:
+    """Return the likeliest class of each pixel's pseudo label.
+
+    Args:
+        config: how the label is made.
+        weak: outputs of the weak view with SGC logits.
+        valid: [B, H, W] bool at the crop size.
+
+    Returns:
+        [B, H, W] int64 class ids, 255 where a pixel is not valid or its label below the threshold.
+    """
+    confidence, ids = pseudo_label(config, weak, (valid.shape[1], valid.shape[2])).max(1)
+    return torch.where(valid & (confidence >= config.threshold), ids, 255)
 
 
 def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:

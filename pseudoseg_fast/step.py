@@ -14,6 +14,7 @@ from pseudoseg_fast.method import (
     exclude_untagged,
     label_size,
     labeled_losses,
+    pseudo_masks,
     unlabeled_losses,
 )
 from pseudoseg_fast.network import Network, Outputs
@@ -70,6 +71,8 @@ class StepLosses(nn.Module):
         """
         masks = labeled["mask"]
         image_labels = image_labels_from_mask(masks, self.network.classes, self.network.background)
+        targets: list[tuple[Tensor, Outputs, Tensor]] = []
+        strong: list[Outputs] = []
         if unlabeled is None:
             outputs = self._labeled_pass(labeled, image_labels)
         elif self.joint:
@@ -81,6 +84,13 @@ class StepLosses(nn.Module):
             strong = [self.network(images) for images, _, _ in targets]
         with torch.autocast(masks.device.type, enabled=False):
             tagged = unlabeled is not None and self.method.image_labels
+            strong = [single(view) for view in strong]
+            pseudo = []
+            if self.method.dice_unlabeled:
+                pseudo = [
+                    (view.decoder_logits, pseudo_masks(self.method, weak, valid))
+                    for view, (_, weak, valid) in zip(strong, targets, strict=True)
+                ]
             losses = labeled_losses(
                 self.method,
                 single(outputs),
@@ -88,11 +98,12 @@ class StepLosses(nn.Module):
                 image_labels,
                 tagged=tagged,
                 class_weight=self.class_weight,
+                pseudo=pseudo,
             )
             if unlabeled is not None:
                 tags = unlabeled["tags"] if tagged else None
                 views = [
-                    unlabeled_losses(self.method, weight, single(view), weak, valid, tags)
+                    unlabeled_losses(self.method, weight, view, weak, valid, tags)
                     for view, (_, weak, valid) in zip(strong, targets, strict=True)
                 ]
                 losses |= {name: mean([view[name] for view in views]) for name in views[0]}

@@ -63,6 +63,7 @@ def test_defaults_are_the_papers():
         "image_labels": False,
         "class_weight": None,
         "weight_dice": 0.0,
+        "dice_unlabeled": False,
         "weight_sa": 1.0,
         "weight_x": 1.0,
         "weight_u": 1.0,
@@ -89,6 +90,7 @@ def test_defaults_are_the_papers():
         ({"temperature": math.nan}, "method.temperature must be positive"),
         ({"weight_u": -1.0}, "method.weight_u must not be negative"),
         ({"ramp_u": -1}, "method.ramp_u must not be negative"),
+        ({"dice_unlabeled": True}, "dice_unlabeled extends the Dice loss, which is off"),
     ],
     ids=str,
 )

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from outputs import BATCH, CLASSES, random_outputs
 from torch.nn.functional import interpolate
 
 from pseudoseg_fast import reference
-from pseudoseg_fast.method import MethodConfig, class_weights, dice_loss, labeled_losses
+from pseudoseg_fast.method import (
+    MethodConfig,
+    class_weights,
+    dice_loss,
+    labeled_losses,
+    pseudo_label,
+    pseudo_masks,
+)
 from pseudoseg_fast.network import Outputs
 
 
@@ -61,3 +69,23 @@ def test_dice_at_its_ends():
     dice_loss(right, nothing).backward()
     assert float(dice_loss(right, nothing).detach()) == 0
     assert torch.equal(right.grad, torch.zeros_like(right))
+
+
+def test_dice_takes_labelled_pictures_and_strong_views_as_one_batch():
+    outputs, views = random_outputs(), [random_outputs().decoder_logits for _ in range(2)]
+    masks, *ids = (torch.randint(0, CLASSES, (BATCH, 9, 11)) for _ in range(3))
+    ids[0][0] = 255
+    config = MethodConfig(weight_dice=2.0, dice_unlabeled=True)
+    pseudo = [*zip(views, ids, strict=True)]
+    losses = labeled_losses(config, outputs, masks.byte(), torch.zeros(BATCH, 2), pseudo=pseudo)
+    expected = 2 * dice_loss(torch.cat([outputs.decoder_logits, *views]), torch.cat([masks, *ids]))
+    torch.testing.assert_close(losses["L_dice"], expected)
+
+
+def test_pseudo_masks_are_the_likeliest_classes_of_what_is_sure_and_valid():
+    weak, valid = random_outputs(), torch.rand(BATCH, 9, 11) > 0.3
+    config = MethodConfig(threshold=0.5)
+    confidence, ids = pseudo_label(config, weak, (9, 11)).max(1)
+    counted = (confidence >= 0.5) & valid
+    assert 0 < counted.sum() < valid.sum()
+    assert torch.equal(pseudo_masks(config, weak, valid), torch.where(counted, ids, 255))

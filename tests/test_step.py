@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pseudoseg_fast.method import MethodConfig, unlabeled_losses
+from pseudoseg_fast.method import MethodConfig, dice_loss, pseudo_label, unlabeled_losses
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import resize_valid
 from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
@@ -60,6 +60,22 @@ def test_strong_views_learn_one_label_and_the_mean_is_over_the_valid_pixels_of_a
     expected = (views[0] * pixels[0] + views[1] * pixels[1]) / pixels.sum()
     torch.testing.assert_close(losses["L_u"], expected)
     assert views[0] != views[1]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_dice_counts_strong_views_where_they_are_valid(joint):
+    step = make("test_convnext", strong_views=2, weight_dice=1.0, dice_unlabeled=True, joint=joint)
+    labeled, unlabeled = batches(views=2)
+    losses = step(labeled, unlabeled, 0.5)
+    with torch.no_grad():
+        weak = step.network(unlabeled["weak"], sgc=True, valid=unlabeled["valid"].any(1))
+        images = torch.cat([labeled["image"], *unlabeled["strong"].unbind(1)])
+        label = pseudo_label(step.method, weak, (SIDE, SIDE)).argmax(1)
+        ids = [torch.where(valid, label, 255) for valid in unlabeled["valid"].unbind(1)]
+        expected = dice_loss(step.network(images).decoder_logits, torch.cat([labeled["mask"], *ids]))
+    torch.testing.assert_close(losses["L_dice"], expected)
+    alone = make("test_convnext", weight_dice=1.0)(labeled, unlabeled, 0.5)["L_dice"]
+    assert abs(alone - expected) > 1e-3
 
 
 def test_mixed_pictures_keep_what_their_tags_ruled_out():
