@@ -212,6 +212,7 @@ def pools() -> list[list[str]]:
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
+    "accuracy-ccp-1200": lambda: accuracy("ccp-1200"),
     "accuracy-ablation": lambda: accuracy("ablation"),
     "labels-ccp": lambda: labels("ccp"),
     "accuracy-tuning": lambda: accuracy("tuning"),

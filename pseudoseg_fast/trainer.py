@@ -64,7 +64,7 @@ def check_start(config: Config) -> None:
     if config.method.name == "pseudoseg" and start >= steps:
         raise ValueError(
             f"expected method.start_u, the first step that uses unlabelled pictures, below optim.steps, got {start} "
-            f"and {steps}; lower it, such as to {steps // 3}, or say --method.name supervised"
+            f"and {steps}; lower it, such as to {2 * steps // 5}, or say --method.name supervised"
         )
 
 
