@@ -85,6 +85,7 @@ fi
 
 if has lightning_fabric || has lightning.fabric; then
   step training 90 "$python" -m pseudoseg_fast.train --config demo --run.accelerator cuda --optim.steps 50 \
+    --method.start_u 10 --method.ramp_u 10 \
     --run.dir "$out/training"
 else
   skip training "lightning-fabric is not installed"

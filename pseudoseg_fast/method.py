@@ -43,9 +43,11 @@ class MethodConfig:
             paper. Needs norm "none".
         class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
             their pixels in the labelled set, which rare classes may need.
-        weight_dice: weight of a Dice loss on labelled pictures beside L_s, for small classes; not in the paper.
-        dice_unlabeled: the Dice loss counts strong views, too, with the likeliest class of their pseudo labels, as one
-            batch with the labelled pictures: rare classes are in few of those.
+        weight_dice: weight of a Dice loss beside L_s, on labelled pictures alone unless ``dice_unlabeled`` is set, for
+            small classes; not in the paper.
+        dice_unlabeled: the Dice loss counts strong views, too, as one batch with the labelled pictures, since rare
+            classes are in few of those. It learns the likeliest class of the pseudo label, made at the crop size, from
+            ``start_u`` on and at its full weight: labels must be worth having by then.
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
@@ -99,6 +101,11 @@ class MethodConfig:
         if self.dice_unlabeled and not self.weight_dice:
             raise ValueError(
                 "method.dice_unlabeled extends the Dice loss, which is off; set method.weight_dice to 1"
+            )
+        if self.dice_unlabeled and self.cutmix:
+            raise ValueError(
+                "method.dice_unlabeled makes labels at the crop size, where the edges of method.cutmix, got "
+                f"{self.cutmix}, would blend the labels of two pictures; turn one of the two off"
             )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
@@ -359,8 +366,8 @@ def pseudo_masks(config: MethodConfig, weak: Outputs, valid: Tensor) -> Tensor:
     """Return the likeliest class of each pixel's pseudo label.
 
     Args:
-        config: how the label is made.
-        weak: outputs of the weak view with SGC logits.
+        config: how the label is made, at the crop size whatever its ``label_size``.
+        weak: outputs of the weak view with SGC logits, not mixed.
         valid: [B, H, W] bool at the crop size.
 
     Returns:

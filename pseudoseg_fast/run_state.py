@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pseudoseg_fast.config import to_dict
+from pseudoseg_fast.config import Config, DataConfig, to_dict
 
 if TYPE_CHECKING:
     from pseudoseg_fast.trainer import Trainer
@@ -73,13 +73,14 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
 def check_same_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     """Raise ValueError if ``state`` is of a run that is configured otherwise, in what matters; the message says how."""
     ours = to_dict(trainer.config)
+    defaults = to_dict(Config(data=DataConfig(root="")))  # of options that are younger than the checkpoint
     free = FREE_ON_RESUME
     if len(state["generators"]) != trainer.fabric.world_size:
         free = free | {"optim.accumulate"}  # makes up for the processes that are missing
     differences = [
         f"{group}.{name}: {value} there, {ours[group].get(name)} here"
         for group in ("data", "model", "method", "optim", "run")
-        for name, value in state["config"][group].items()
+        for name, value in {**defaults[group], **state["config"][group]}.items()
         if f"{group}.{name}" not in free and value != ours[group].get(name)
     ]
     if state["classes"] != trainer.data.classes:

@@ -55,13 +55,20 @@ MAX_SKIPPED = 20
 
 
 def check_start(config: Config) -> None:
-    """Refuse a run of PseudoSeg that would end before its first unlabelled batch.
+    """Refuse a run of PseudoSeg that would never see an unlabelled batch.
 
     Raises:
-        ValueError: it would.
+        ValueError: it would not.
     """
+    if config.method.name == "supervised":
+        return
     start, steps = config.method.start_u, config.optim.steps
-    if config.method.name == "pseudoseg" and start >= steps:
+    if not config.method.weight_u:
+        raise ValueError(
+            "with method.weight_u 0 no step uses unlabelled pictures, expected more than 0; or say "
+            "--method.name supervised"
+        )
+    if start >= steps:
         raise ValueError(
             f"expected method.start_u, the first step that uses unlabelled pictures, below optim.steps, got {start} "
             f"and {steps}; lower it, such as to {2 * steps // 5}, or say --method.name supervised"

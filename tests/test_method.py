@@ -91,6 +91,10 @@ def test_defaults_are_the_papers():
         ({"weight_u": -1.0}, "method.weight_u must not be negative"),
         ({"ramp_u": -1}, "method.ramp_u must not be negative"),
         ({"dice_unlabeled": True}, "dice_unlabeled extends the Dice loss, which is off"),
+        (
+            {"dice_unlabeled": True, "weight_dice": 1.0, "cutmix": 0.5},
+            "the edges of method.cutmix, got 0.5, would blend",
+        ),
     ],
     ids=str,
 )

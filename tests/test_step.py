@@ -72,8 +72,17 @@ def test_dice_counts_strong_views_where_they_are_valid(joint):
         images = torch.cat([labeled["image"], *unlabeled["strong"].unbind(1)])
         label = pseudo_label(step.method, weak, (SIDE, SIDE)).argmax(1)
         ids = [torch.where(valid, label, 255) for valid in unlabeled["valid"].unbind(1)]
-        expected = dice_loss(step.network(images).decoder_logits, torch.cat([labeled["mask"], *ids]))
+    expected = dice_loss(step.network(images).decoder_logits, torch.cat([labeled["mask"], *ids]))
     torch.testing.assert_close(losses["L_dice"], expected)
+    weights = [
+        weight for name, weight in step.network.named_parameters() if name.startswith(("encoder", "decoder"))
+    ]
+    for ours, theirs in zip(
+        torch.autograd.grad(losses["L_dice"], weights, allow_unused=True),
+        torch.autograd.grad(expected, weights, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
     alone = make("test_convnext", weight_dice=1.0)(labeled, unlabeled, 0.5)["L_dice"]
     assert abs(alone - expected) > 1e-3
 

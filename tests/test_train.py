@@ -79,6 +79,16 @@ VARIANTS = {
     "grey pictures": {"model.in_channels": 1},
     "another architecture": {"model.arch": "FPN", "optim.name": "adamw"},
     "weighted classes and Dice": {"method.class_weight": "balanced", "method.weight_dice": 0.5},
+    "Dice of tagged labels": {
+        "method.image_labels": "true",
+        "data.tags": "tags.csv",
+        "method.exclude_untagged": "true",
+        "method.norm": "none",
+        "method.ema": 0.9,
+        "method.weight_dice": 1,
+        "method.dice_unlabeled": "true",
+        "run.precision": "bf16-mixed",
+    },
     "bfloat16": {"run.precision": "bf16-mixed"},
     "worker processes": {"data.workers": 2},
 }

@@ -134,6 +134,7 @@ BEFORE_THE_FIRST_STEP = {
         {"method.start_u": 3},
         ["method.start_u", "below optim.steps, got 3 and 3", "lower it, such as to 1,"],
     ),
+    "unlabelled pictures of no weight": (None, {"method.weight_u": 0}, ["method.weight_u 0", "supervised"]),
     "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
     "tags from masks that are not there": (
         None,

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -17,6 +18,8 @@ from same_runs import assert_same, assert_same_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pseudoseg_fast import checkpoint, train, trainer
+from pseudoseg_fast.config import from_dict, to_dict
+from pseudoseg_fast.run_state import check_same_run
 from pseudoseg_fast.trainer import Trainer
 
 STEPS = 6
@@ -280,6 +283,19 @@ def test_another_configuration_is_refused_with_what_differs(root, whole, capsys)
     assert "model.attention_dim: 8 there, 4 here" in message
     assert message.count(" there, ") == 3
     assert (whole / "config.yaml").read_text() == before
+
+
+def test_an_option_younger_than_the_checkpoint_had_its_default_there(tmp_path):
+    config = from_dict({"data": {"root": "photos"}})
+    state = {"config": to_dict(config), "classes": ["sky"], "generators": [None]}
+    del state["config"]["method"]["dice_unlabeled"]
+    trainer = SimpleNamespace(
+        config=config, fabric=SimpleNamespace(world_size=1), data=SimpleNamespace(classes=["sky"])
+    )
+    check_same_run(trainer, tmp_path, state)
+    config.method.dice_unlabeled = True
+    with pytest.raises(ValueError, match=r"method\.dice_unlabeled: False there, True here"):
+        check_same_run(trainer, tmp_path, state)
 
 
 def test_other_classes_are_refused(root, whole, tmp_path, capsys):
