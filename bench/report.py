@@ -265,7 +265,10 @@ def main() -> int:
                 path.write_text(filled)
     if not check:
         for name, draw in PLOTS.items():
-            print(draw(RESULTS / f"{name}.png") or f"{name}.png not drawn: no matplotlib (extra bench)")
+            print(
+                draw(RESULTS / f"{name}.png")
+                or f"{name}.png not drawn: needs rows with curves, and matplotlib (extra bench)"
+            )
     if check and wrong:
         print(
             f"{', '.join(wrong)}: tables differ from bench/results; run python -m bench.report",

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import tiny
 from deployed import make_model
 from PIL import Image
+from predicting import files, read, run
 
 from pseudoseg_fast import predict
-from pseudoseg_fast.deploy.model import Model
 
 BLOCKED = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "lightning_fabric", "jsonargparse")
 BLOCKED += ("onnx", "onnxscript", "yaml", "tqdm", "torchmetrics", "av")
@@ -31,39 +30,8 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def labels_model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model") / "labels.onnx")
-
-
-@pytest.fixture(scope="module")
 def maps_model(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "probabilities.onnx", "probabilities")
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder with two pictures and a folder with one of the same name and another size."""
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    for index, name in enumerate(("a.png", "b.jpg", "more/a.png")):
-        image = Image.fromarray(tiny.picture(index)[0])
-        image.crop((0, 0, 48 - index // 2, 40)).save(folder / name, quality=95)
-    return folder
-
-
-def run(*arguments):
-    return tiny.status(predict.main, [*map(str, arguments), "--threads", "1", "--device", "cpu"])
-
-
-def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def read(path):
-    with Image.open(path) as image:
-        assert image.mode == "P"
-        assert image.getpalette("RGB")[:9] == tiny.COLORS.ravel().tolist()
-        return np.array(image)
 
 
 def test_it_runs_without_torch(labels_model, pictures, tmp_path):
@@ -277,74 +245,6 @@ def test_a_picture_beyond_pillows_own_limit_is_read(labels_model, tmp_path, monk
     assert run(labels_model, tmp_path / "x.png", "--out", tmp_path / "out") == 0
 
 
-def no_metadata(path):
-    model = onnx.load(make_model(path))
-    del model.metadata_props[:]
-    onnx.save(model, path)
-
-
-def damaged_metadata(path):
-    model = onnx.load(make_model(path))
-    next(prop for prop in model.metadata_props if prop.key == "palette").value = "[[1, 2, 300]]"
-    onnx.save(model, path)
-
-
-def too_many_classes(path):
-    model = onnx.load(make_model(path))
-    for prop in model.metadata_props:
-        if prop.key in ("classes", "palette"):
-            prop.value = f"[{', '.join(257 * [chr(34) * 2 if prop.key == 'classes' else '[0, 0, 0]'])}]"
-    onnx.save(model, path)
-
-
-def other_graph(path):
-    model = onnx.load(make_model(path))
-    next(prop for prop in model.metadata_props if prop.key == "output").value = "logits"
-    onnx.save(model, path)
-
-
-def weights_elsewhere(path):
-    """Weights in a file of the working directory, which reading them would leak into the answer."""
-    Path("secret").write_bytes(b"x" * 36)
-    model = onnx.load(make_model(path))
-    weight = next(value for value in model.graph.initializer if value.name == "weight")
-    weight.ClearField("raw_data")
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="secret")
-    path.write_bytes(model.SerializeToString())
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "found no file"),
-        (lambda path: path.write_bytes(b""), "cannot be loaded as an ONNX model"),
-        (lambda path: path.write_text("hello"), "cannot be loaded as an ONNX model"),
-        (no_metadata, "expected a model made by python -m pseudoseg_fast.export"),
-        (damaged_metadata, "the model's metadata is damaged"),
-        (too_many_classes, "at most 256 classes"),
-        (other_graph, "expected the input images (uint8), an optional input size and the output logits"),
-        (weights_elsewhere, "cannot be loaded as an ONNX model"),
-    ],
-    ids=[
-        "none",
-        "empty",
-        "text",
-        "no metadata",
-        "damaged",
-        "many classes",
-        "other graph",
-        "weights elsewhere",
-    ],
-)
-def test_a_model_that_is_not_ours_is_refused(pictures, tmp_path, monkeypatch, capsys, make, message):
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path / "model.onnx")
-    assert run(tmp_path / "model.onnx", pictures, "--out", tmp_path / "out") == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -407,81 +307,3 @@ def test_a_picture_that_cannot_be_written_leaves_no_partial_file(labels_model, p
     assert run(labels_model, pictures, "--out", tmp_path / "out") == 1
     assert "1 of 3 inputs failed" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["b.png", "more/a.png"]
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size", [(33, 41), (1, 1), (16, 70)], ids=str)
-def test_the_graph_resizes_as_torch_does(tmp_path, size, align_corners):
-    import torch
-    from torch.nn.functional import avg_pool2d, interpolate, pad
-
-    model = Model(make_model(tmp_path / "m.onnx", "logits", pool=4, align_corners=align_corners))
-    images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
-    height, width = (-(-side // 16) * 16 for side in size)
-    shifted = pad(images.float() - 128, (0, width - size[1], 0, height - size[0]))
-    colors = torch.tensor(tiny.COLORS, dtype=torch.float32)
-    logits = torch.einsum("kc,bchw->bkhw", colors / 500, avg_pool2d(shifted + 128, 4))
-    logits = logits - (colors**2).sum(1)[:, None, None] / 1000
-    for wanted in (size, (2 * size[0], 2 * size[1])):
-        full = (height * wanted[0] // size[0], width * wanted[1] // size[1])
-        expected = interpolate(logits, size=full, mode="bilinear", align_corners=align_corners)
-        actual = model(images.numpy(), wanted)
-        np.testing.assert_allclose(actual, expected[..., : wanted[0], : wanted[1]], rtol=1e-4, atol=1e-3)
-
-
-@pytest.fixture
-def video(tmp_path):
-    av = pytest.importorskip("av", reason="videos need PyAV")
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 48, 40, "yuv420p", 4_000_000
-        for index in range(3):
-            frame = av.VideoFrame.from_ndarray(tiny.picture(index)[0], format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def test_a_picture_is_not_written_among_the_frames_of_a_video(labels_model, video, tmp_path, capsys):
-    (tmp_path / "clip").mkdir()
-    Image.fromarray(tiny.picture(0)[0]).save(tmp_path / "clip" / "000000.jpg")
-    assert run(labels_model, tmp_path / "cl*", tmp_path / "cl*" / "*", "--out", tmp_path / "out") == 2
-    assert "would be written among the frames of" in capsys.readouterr().err
-
-
-def test_a_video_too_thin_for_an_overlay_is_listed(labels_model, pictures, tmp_path, capsys):
-    av = pytest.importorskip("av", reason="videos need PyAV")
-    with av.open(str(pictures / "thin.mov"), "w") as container:
-        stream = container.add_stream("png", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 1, 9, "rgb24"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((9, 1, 3), np.uint8), "rgb24")))
-        container.mux(stream.encode())
-    assert run(labels_model, pictures, "--out", tmp_path / "out", "--overlay") == 1
-    assert "an overlay video needs sides of at least 2 pixels" in capsys.readouterr().err
-    assert {"a.png", "b.png", "more/a.png"} <= set(files(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])
-def test_a_video_becomes_a_folder_of_frames_and_an_overlay(labels_model, video, tmp_path, tile):
-    out = tmp_path / "out"
-    assert run(labels_model, video, "--out", out, "--overlay", "--tile", tile, "--overlap", 8) == 0
-    assert files(out) == ["clip/000000.png", "clip/000001.png", "clip/000002.png", "clip/overlay.mp4"]
-    assert (read(out / "clip/000002.png") == tiny.picture(2)[1]).mean() > 0.9
-    assert run(labels_model, out / "clip/overlay.mp4", "--out", tmp_path / "again") == 0
-    assert len(files(tmp_path / "again")) == 3
-
-
-def test_a_damaged_video_is_listed_and_the_rest_go_on(labels_model, pictures, tmp_path, capsys):
-    pytest.importorskip("av", reason="videos need PyAV")
-    (pictures / "bad.mp4").write_bytes(b"no video")
-    assert run(labels_model, pictures, "--out", tmp_path / "out", "--overlay") == 1
-    assert "bad.mp4 cannot be read as a video" in capsys.readouterr().err
-    assert len(files(tmp_path / "out")) == 6
-
-
-def test_a_video_without_pyav_is_refused_at_once(labels_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "clip.mp4").write_bytes(b"")
-    assert run(labels_model, tmp_path / "clip.mp4", "--out", tmp_path / "out") == 2
-    assert "pip install av" in capsys.readouterr().err
