@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-# What only some tests need is imported where it is used: kernels are also tested where there is neither Pillow nor onnx.
+# What only some tests need is imported where it is used: kernels are also tested without Pillow and onnx.
 
 
 def pytest_collection_modifyitems(config, items):
