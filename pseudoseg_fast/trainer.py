@@ -145,7 +145,7 @@ class Trainer:
         return network
 
     def compile(self) -> None:
-        """Compile what costs most, encoder and decoder, of the network and its teacher."""
+        """Compile what costs most, encoder and decoder, of the network and its teacher, for the sizes of the steps."""
         for network in [self.network, *([self.teacher.model] if self.teacher else [])]:
             network.features = torch.compile(network.features)  # type: ignore[method-assign]
 
@@ -356,7 +356,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
         began = time.monotonic()
-        with self.fabric.autocast():
+        with self.fabric.autocast(), torch.compiler.set_stance("force_eager"):
             self.scores = evaluate(
                 self.evaluated,
                 val_loader(self.config.data, self.data, self.config.model.in_channels, **self.rank),
@@ -384,7 +384,7 @@ class Trainer:
                 + f"; evaluated in {seconds:.1f} s"
             )
             if self.examples.due(self.step):
-                with self.fabric.autocast():
+                with self.fabric.autocast(), torch.compiler.set_stance("force_eager"):
                     self.examples.publish(self.evaluated, self.folder, self.step, self.tensorboard)
 
     def save(self, name: str) -> None:

@@ -1,6 +1,7 @@
 """Training from lists to results, in this process and in a few steps."""
 
 import copy
+import functools
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from PIL import Image
 
 from pseudoseg_fast import backends, evaluate, step, train
 from pseudoseg_fast.config import parse_config
@@ -359,3 +361,29 @@ def test_kernels_and_pytorch_give_the_same_losses_on_the_way(root, tmp_path, mon
     monkeypatch.setattr(step, "unlabeled_losses", both(unlabeled_losses))
     run(root, tmp_path / "run", {"optim.steps": 50, "method.label_size": "crop"})
     assert len(steps) == 100
+
+
+def test_a_compiled_run_is_compiled_for_its_steps_alone(tmp_path, monkeypatch):
+    root = tiny.make_set(tmp_path / "pictures")
+    for index, size in ((5, (60, 33)), (6, (21, 47))):
+        for path in (root / "images" / f"{index}.png", root / "masks" / f"{index}.png"):
+            Image.open(path).resize(size, Image.Resampling.NEAREST).save(path)
+    shapes = []
+
+    def record(graph, inputs):
+        images = [value.shape for value in inputs if isinstance(value, torch.Tensor) and value.ndim == 4]
+        shapes.extend(
+            tuple(shape) for shape in images if shape[1] == 3 and shape[2] > 3
+        )  # no convolution's weights
+        return graph
+
+    changes = {"method.ema": 0.9, "optim.steps": 2, "run.eval_every": 1, "run.draw_every": 1}
+    run(root, tmp_path / "eager", changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=record))
+        run(root, tmp_path / "compiled", {**changes, "run.compile": "true"})
+    assert shapes
+    assert set(shapes) == {(2, 3, 32, 32)}  # of a batch, not of pictures to evaluate or draw
+    eager, compiled = (tiny.checkpoint(tmp_path / name)["model"] for name in ("eager", "compiled"))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)
