@@ -233,7 +233,13 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Refuse groups that contradict each other."""
+        """Turn shares of the run into steps, and refuse groups that contradict each other."""
+        steps = self.optim.steps
+        start, ramp = (
+            round(value * steps) if value < 1 else int(value)
+            for value in (self.method.start_u, self.method.ramp_u)
+        )
+        self.method = dataclasses.replace(self.method, start_u=start, ramp_u=ramp)
         if self.method.cutmix and (self.optim.unlabeled_batch_size or self.optim.batch_size) == 1:
             raise ValueError(
                 "method.cutmix mixes the pictures of a batch, expected at least 2 unlabelled ones, got 1; raise "

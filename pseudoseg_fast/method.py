@@ -53,8 +53,8 @@ class MethodConfig:
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
-        start_u: first step that uses unlabelled data; before it training is supervised.
-        ramp_u: steps over which L_u then grows linearly to its weight.
+        start_u: first step that uses unlabelled data; before it training is supervised. Below 1: a share of the run.
+        ramp_u: steps, or below 1 the share of the run, over which L_u then grows linearly to its weight.
         ema: decay of the weights' moving average, which then makes the pseudo labels in evaluation mode and is what
             is evaluated; 0 turns it off, and labels come from the model itself in training mode.
         strong_views: strong views of each weak one, which learn the same label; 2 as in later work, 1 as in the paper.
@@ -80,8 +80,8 @@ class MethodConfig:
     weight_sa: float = 1.0
     weight_x: float = 1.0
     weight_u: float = 1.0
-    start_u: int = 0
-    ramp_u: int = 0
+    start_u: int | float = 0
+    ramp_u: int | float = 0
     ema: float = 0.0
     strong_views: Literal[1, 2] = 1
     joint: Literal["auto"] | bool = "auto"
@@ -118,9 +118,18 @@ class MethodConfig:
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"method.{name} must not be negative, got {value}")
+        for name in ("start_u", "ramp_u"):
+            value = getattr(self, name)
+            if value >= 1 and not float(value).is_integer():
+                raise ValueError(
+                    f"method.{name} must be whole steps, or a share of the run below 1, got {value}"
+                )
 
     def consistency_weight(self, step: int) -> float:
-        """Return the weight of L_u at ``step``, counted from 0; 0 means that the step needs no unlabelled batch."""
+        """Return the weight of L_u at ``step``, counted from 0; 0 means that the step needs no unlabelled batch.
+
+        ``start_u`` and ``ramp_u`` must be steps by then, which :class:`~pseudoseg_fast.config.Config` sees to.
+        """
         if self.name == "supervised" or step < self.start_u:
             return 0.0
         if self.ramp_u == 0:

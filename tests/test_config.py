@@ -42,6 +42,15 @@ def test_presets_load_and_survive_a_round_trip(name, tmp_path):
     assert parse("--config", str(path)) == config
 
 
+def test_shares_of_the_run_become_steps():
+    method = parse(*DATA, "--optim.steps=300", "--method.start_u=0.4", "--method.ramp_u=20").method
+    assert (method.start_u, method.ramp_u) == (120, 20)
+    assert all(isinstance(steps, int) for steps in (method.start_u, method.ramp_u))
+    tagged = ("--config=demo", "--config=tagged")
+    assert parse(*tagged).method.start_u == 120
+    assert parse(*tagged, "--optim.steps=2000").method.start_u == 800
+
+
 def test_every_odd_value_survives_a_round_trip(tmp_path):
     config = parse(
         *DATA,
