@@ -60,17 +60,25 @@ class Cell:
         return [*os.path.expandvars(self.options).split(), "--run.seed", str(self.seed)]
 
     def config(self) -> dict[str, dict[str, Any]]:
-        """Return the resolved configuration, without what changes no result."""
+        """Return the resolved configuration, without what changes no result.
+
+        Not to be called beside other threads: while a file is parsed, its folder is the working directory.
+        """
         return decisive(to_dict(parse_config(self.arguments, "bench.accuracy", "")))
 
-    def run(self, runs: Path, threads: int) -> dict[str, Any]:
+    def run(self, config: dict[str, dict[str, Any]], runs: Path, threads: int) -> dict[str, Any]:
         """Train in a process of its own and return its result; folder and log stay in ``runs``.
+
+        Args:
+            config: of this cell.
+            runs: folder for all runs.
+            threads: of the process.
 
         Raises:
             RuntimeError: the process failed, or was stopped.
         """
         folder = runs / "-".join([self.grid, *re.findall(r"[a-z0-9]+", self.name.lower()), str(self.seed)])
-        resumed = begun(folder, self.config())
+        resumed = begun(folder, config)
         command = [sys.executable, "-m", "pseudoseg_fast.train", *self.arguments, "--run.dir", str(folder)]
         command += ["--run.resume", "auto"] if resumed else ["--run.overwrite", "true"]
         print(f"{self.name}, seed {self.seed}: {folder}{', going on' if resumed else ''}", flush=True)
@@ -83,7 +91,7 @@ class Cell:
             )
         return {
             **asdict(self),
-            "config": self.config(),
+            "config": config,
             "commit": commit(),
             **json.loads((folder / "result.json").read_text()),
             "curves": read_curves(folder / "log" / "metrics.csv"),
@@ -159,7 +167,10 @@ def run_grid(
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     missing = [cell for cell in cells if cell not in done and re.search(only, cell.name)]
     pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(cell.run, runs, threads): cell for cell in missing}
+    futures = {
+        pool.submit(cell.run, config, runs, threads): cell
+        for cell, config in [(cell, cell.config()) for cell in missing]
+    }
     try:
         for future in as_completed(futures):
             try:

@@ -1,6 +1,7 @@
 import csv
 import json
 import sys
+import threading
 
 import pytest
 import yaml
@@ -53,6 +54,21 @@ def test_grid_keeps_what_finished_and_names_what_failed(tmp_path, finished):
     assert len(finished) == 4  # the failed one alone ran again
 
 
+def test_threads_of_a_grid_do_not_parse(tmp_path, finished, monkeypatch):
+    # Parsing a file changes the working directory, which runs that begin meanwhile would inherit.
+    def parse(*arguments):
+        assert threading.current_thread() is threading.main_thread()
+        return parse_config(*arguments)
+
+    parse_config = accuracy.parse_config
+    monkeypatch.setattr(accuracy, "parse_config", parse)
+    grid = tmp_path / "small.yaml"
+    grid.write_text(yaml.safe_dump({"seeds": [0, 2], "runs": {"a row": f"--config small {OPTIONS}"}}))
+    rows, failures = accuracy.run_grid(grid, tmp_path / "rows.jsonl", tmp_path, jobs=2)
+    assert len(rows) == 2
+    assert not failures
+
+
 def test_run_that_was_cut_off_goes_on(tmp_path, finished):
     cell = accuracy.Cell("small", "a row", 0, OPTIONS)
     folder = tmp_path / "small-a-row-0"
@@ -62,7 +78,7 @@ def test_run_that_was_cut_off_goes_on(tmp_path, finished):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert accuracy.begun(folder, cell.config())
     assert not accuracy.begun(folder, accuracy.Cell("small", "a row", 1, OPTIONS).config())
-    cell.run(tmp_path, threads=1)
+    cell.run(cell.config(), tmp_path, threads=1)
     assert finished[0][-2:] == ["--run.resume", "auto"]
 
 
