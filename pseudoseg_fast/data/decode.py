@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from pseudoseg_fast.data.lists import DataError, File
 
@@ -21,7 +21,7 @@ UNREADABLE = (
 """What Pillow raises on damaged files: its decoders let through whatever the bytes lead them to."""
 IMAGE_MODES = {1: "L", 3: "RGB"}
 _TIFF = (".tif", ".tiff")
-_DEEP_COLOR = "RGB;16"  # Pillow's name for 16-bit colour, of which it keeps the high byte
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PLANES = 256, 257, 258, 259, 284  # tags of TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,6 +47,7 @@ def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
 
     Raises:
         UnreadableImage: the file cannot be decoded, is too large, or is PostScript, for which Pillow starts a program.
+        UnidentifiedImageError: it is a TIFF file that is for :func:`read_image`.
         DataError: the picture holds floating-point numbers.
     """
     try:
@@ -62,6 +63,8 @@ def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
     except UnreadableImage:
         raise
     except UNREADABLE as error:
+        if isinstance(error, UnidentifiedImageError) and is_tiff(path):
+            raise
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels")
@@ -99,9 +102,9 @@ def read_image(
             try:
                 return _read_pillow(path, channels, white, at_least)
             except UnidentifiedImageError:
-                if path.suffix.lower() not in _TIFF:
+                if not is_tiff(path):
                     raise
-        pixels = _read_channels(path)
+        pixels, _ = _read_channels(path, white)
     except DataError:
         raise
     except UNREADABLE as error:
@@ -116,7 +119,7 @@ def read_image(
             "if all pictures are like this one"
         )
     pixels = _to_bytes(pixels, white, path)
-    return pixels[..., 0] if channels == 1 else np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
 
 
 def image_size(path: File) -> tuple[int, int]:
@@ -129,13 +132,17 @@ def image_size(path: File) -> tuple[int, int]:
         try:
             with open_whole(path) as image:
                 width, height = image.size
+                if isinstance(
+                    image, TiffImagePlugin.TiffImageFile
+                ):  # whose size newer versions of Pillow turn
+                    width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
                 if width * height == 0:
                     raise ValueError(f"it has {width} x {height} pixels")
                 return (width, height) if orientation_of(image) in _SIDEWAYS else (height, width)
         except UnidentifiedImageError:
-            if path.suffix.lower() not in _TIFF:
+            if not is_tiff(path):
                 raise
-            height, width = _read_channels(path).shape[:2]
+            height, width = _read_channels(path)[0].shape[:2]
             return height, width
     except DataError:
         raise
@@ -146,6 +153,8 @@ def image_size(path: File) -> tuple[int, int]:
 def describe_file(path: File) -> tuple[str, bool, float | None]:
     """Return how a file stores its pixels, whether EXIF turns it, and the largest value where it has more than 8 bits.
 
+    Of colour of 16 bits the high byte is known, and the value is the largest that it may stand for.
+
     Raises:
         UnreadableImage: the file is no picture.
         DataError: only a package that is not installed can read it.
@@ -153,23 +162,28 @@ def describe_file(path: File) -> tuple[str, bool, float | None]:
     try:
         try:
             with open_whole(path) as image:
+                high_byte = has_deep_color(image)
+                turned = orientation_of(image) != 1
+                if high_byte:
+                    peak = 256.0 * int(np.max(np.asarray(image.convert("RGB")))) + 255
+                    return f"{image.mode} of 16 bits", turned, peak
                 deep = image.mode == "F" or image.mode.startswith("I")
-                return (
-                    image.mode,
-                    orientation_of(image) != 1,
-                    float(np.max(np.asarray(image))) if deep else None,
-                )
+                return image.mode, turned, float(np.nanmax(np.asarray(image))) if deep else None
         except UnidentifiedImageError:
-            if path.suffix.lower() not in _TIFF:
+            if not is_tiff(path):
                 raise
-            pixels = _read_channels(path)
+            pixels, orientation = _read_channels(path)
     except DataError:
         raise
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    peak = None if pixels.dtype == np.uint8 else float(pixels.max())
-    return f"{channels} channels of {pixels.dtype}", False, peak
+    deep = pixels.dtype != np.uint8
+    return (
+        f"{channels} channels of {pixels.dtype}",
+        orientation != 1,
+        float(np.nanmax(pixels)) if deep else None,
+    )
 
 
 def _read_pillow(path: File, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
@@ -177,15 +191,11 @@ def _read_pillow(path: File, channels: int, white: float | None, at_least: int) 
     with open_whole(path) as file:
         if at_least:
             file.draft(None, (at_least, at_least))  # keeps the mode
-        # Pillow's decoders name their raw format in the tile; 16-bit colour is 8-bit by the time it is decoded.
-        raw = str(file.tile[0][3]) if file.tile else ""
-        if white is not None and _DEEP_COLOR in raw:
-            raise DataError(
-                f"{path} is a 16-bit colour picture of a kind whose high byte alone can be read, so data.white cannot "
-                "scale it; save it as TIFF, or leave data.white out"
-            )
-        image = turn_upright(file, orientation_of(file))
-        image.load()
+        if white is not None and has_deep_color(file):
+            if is_tiff(path):
+                raise UnidentifiedImageError("Pillow keeps the high byte of its 16 bits")
+            raise _deep_color_of_no_use(path)
+        image = upright(file)
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_to_bytes(np.asarray(image), white, path))
     return np.array(image if image.mode == IMAGE_MODES[channels] else image.convert(IMAGE_MODES[channels]))
@@ -196,7 +206,8 @@ def open_whole(path: File) -> Image.Image:
 
     Raises:
         UnreadableImage: it is no file, or PostScript, for which Pillow starts a program.
-        UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone.
+        UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone, and
+            separate planes of 16 bits it takes for one another.
     """
     if isinstance(path, Path) and path.exists() and not path.is_file():
         raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
@@ -204,9 +215,14 @@ def open_whole(path: File) -> Image.Image:
     if image.format == "EPS":
         image.close()
         raise UnreadableImage(f"{path} is PostScript, a program; expected a picture such as PNG or JPEG")
-    if path.suffix.lower() in _TIFF and getattr(image, "n_frames", 1) > 1:
-        image.close()
-        raise UnidentifiedImageError("it has several pages")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and is_tiff(path):
+        tags = image.tag_v2
+        plain = tags.get(_COMPRESSION, 1) == 1
+        if image.n_frames > 1 or (plain and tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8):
+            image.close()
+            raise UnidentifiedImageError("Pillow would read its first page, or mix up its planes of 16 bits")
+        if orientation_of(image) in _SIDEWAYS:
+            image.filename = ""  # or Pillow maps the file into memory as if it were stored upright
     return image
 
 
@@ -215,11 +231,14 @@ def _file(path: File) -> Path | io.BytesIO:
     return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
 
 
-def _read_channels(path: File) -> NDArray[Any]:
-    """Read a file as [H, W] or [H, W, channels], as it is."""
-    if path.suffix.lower() not in _TIFF:
+def _read_channels(path: File, white: float | None = None) -> tuple[NDArray[Any], int]:
+    """Read a file upright as [H, W] or [H, W, channels], else as it is, and the orientation that it is stored in."""
+    if not is_tiff(path):
         with open_whole(path) as image:
-            return np.array(turn_upright(image, orientation_of(image)))
+            if white is not None and has_deep_color(image):
+                raise _deep_color_of_no_use(path)
+            orientation = orientation_of(image)
+            return np.array(upright(image)), orientation
     try:
         import tifffile
     except ImportError as error:
@@ -229,6 +248,7 @@ def _read_channels(path: File) -> NDArray[Any]:
     try:
         with tifffile.TiffFile(_file(path)) as file:
             pixels, axes = file.series[0].asarray(), file.series[0].axes
+            orientation = int(file.pages.first.tags.valueof("Orientation", 1))
     except (
         Exception
     ) as error:  # a damaged file meets tifffile's own errors as well as struct's, numpy's and zlib's
@@ -236,12 +256,14 @@ def _read_channels(path: File) -> NDArray[Any]:
     if pixels.size == 0:
         raise UnreadableImage(f"{path} cannot be read as a picture: it has no pixels")
     if pixels.ndim == 3 and axes[0] not in "YX" and axes[1:] == "YX":
-        pixels = np.moveaxis(pixels, 0, 2)
+        # Unnamed, "Q", are the axes of an array written as it is: the channels are its shortest one, first or last.
+        if axes[0] != "Q" or pixels.shape[0] <= pixels.shape[2]:
+            pixels = np.moveaxis(pixels, 0, 2)
     elif not (pixels.ndim == 2 or (pixels.ndim == 3 and axes[:2] == "YX")):
         raise DataError(
             f"{path} has the axes {axes} of sizes {list(pixels.shape)}; expected rows, columns and channels"
         )
-    return pixels
+    return _turn_array(pixels, orientation), orientation
 
 
 def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[np.uint8]:
@@ -259,12 +281,56 @@ def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[
     return (pixels.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
 
 
+def is_tiff(path: File) -> bool:
+    """Say whether a file is TIFF by its name."""
+    return path.suffix.lower() in _TIFF
+
+
+def has_deep_color(image: Image.Image) -> bool:
+    """Say whether an open file, not yet loaded, has colour or alpha of 16 bits, of which Pillow keeps the high byte."""
+    # Pillow's decoders name their raw format in the tile, such as RGB;16B; grey ones of 16 bits it reads in full.
+    return bool(image.tile) and ";16" in str(image.tile[0][3]) and not image.mode.startswith("I")  # type: ignore[attr-defined]
+
+
+def _deep_color_of_no_use(path: File) -> DataError:
+    return DataError(
+        f"{path} has colour or alpha of 16 bits, whose high byte alone can be read from this kind of file, so "
+        "data.white cannot scale it; save it as TIFF, or leave data.white out"
+    )
+
+
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation of a file, 1 where it has none."""
+    """Return the EXIF orientation of a file, 1 where it has none or, TIFF, was turned upright when it was loaded."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) else 1  # damaged headers hold anything
+
+
+def stored_orientation(path: File) -> int:
+    """Return the EXIF orientation that a file is stored in."""
+    try:
+        with open_whole(path) as image:
+            return orientation_of(image)
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise
+        return _read_channels(path)[1]
+
+
+def upright(file: Image.Image) -> Image.Image:
+    """Return an open picture turned as its EXIF orientation says."""
+    file.load()  # turns TIFF files, which have no orientation from then on
+    return turn_upright(file, orientation_of(file))
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     """Return a picture turned as an EXIF orientation says."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _turn_array(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return pixels [H, W, ...] turned as an EXIF orientation says."""
+    if orientation in _SIDEWAYS:  # mirrored at the diagonal they are 1, 2, 3 and 4
+        pixels, orientation = pixels.swapaxes(0, 1), orientation - 4
+    if orientation in (2, 3):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4) else pixels

@@ -28,7 +28,9 @@ from pseudoseg_fast.data.decode import (
     open_whole,
     orientation_of,
     read_image,
+    stored_orientation,
     turn_upright,
+    upright,
 )
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, count_ids
 from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
@@ -53,12 +55,11 @@ def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[
     """
     try:
         with open_whole(path) as file:
-            orientation = orientation_of(file)
-            mode, mask = file.mode, file.convert("RGB") if labels.color_map else file
-            if labels.stored and image is not None and orientation == 1:
-                with open_whole(image) as picture:
-                    orientation = orientation_of(picture)
-            ids = np.array(turn_upright(mask, orientation))
+            own = orientation_of(file)  # before it is turned
+            mask = upright(file)
+            if labels.stored and image is not None and own == 1:
+                mask = turn_upright(mask, stored_orientation(image))
+            mode, ids = mask.mode, np.array(mask.convert("RGB") if labels.color_map else mask)
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a mask: {error}") from error
     if labels.color_map:

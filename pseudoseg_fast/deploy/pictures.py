@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pseudoseg_fast.data.decode import (
     IMAGE_MODES,
@@ -53,7 +54,8 @@ def open_picture(path: Path, channels: int, white: float | None, max_pixels: int
         DataError: it has other channels than the model takes, or values whose range is not known.
     """
     if channels in IMAGE_MODES and white is None:
-        return open_upright(path, max_pixels)
+        with contextlib.suppress(UnidentifiedImageError):  # a TIFF file for read_image
+            return open_upright(path, max_pixels)
     height, width = image_size(path)
     if height * width > max_pixels:
         raise UnreadableImage(

@@ -1,0 +1,132 @@
+"""Orientation and depth: every kind of file gives the picture that its numbers mean, or is refused."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pseudoseg_fast.data.decode import describe_file, image_size, read_image
+from pseudoseg_fast.data.labels import Labels
+from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.read import read_mask
+from pseudoseg_fast.deploy.pictures import open_picture, to_pixels
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+DEEP = PIXELS.astype(np.uint16) * 16  # 12 bits
+WHITE = 4080  # scales them back
+ORIENTATION = 274
+
+
+def turned(pixels, orientation):
+    """Rows and columns of the upright picture, as the table of TIFF's tag Orientation names them."""
+    rows_first = orientation < 5
+    upright = pixels if rows_first else pixels.swapaxes(0, 1)
+    down, right = {
+        1: (1, 1),
+        2: (1, -1),
+        3: (-1, -1),
+        4: (-1, 1),
+        5: (1, 1),
+        6: (1, -1),
+        7: (-1, -1),
+        8: (-1, 1),
+    }[orientation]
+    return upright[::down, ::right]
+
+
+def write_png(path, values):
+    """Write colour of 16 bits, which Pillow does not."""
+    height, width, channels = values.shape
+
+    def chunk(name, content):
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tif", "channels"])
+def test_pictures_and_masks_are_turned_upright_once(tmp_path, kind, orientation):
+    expected = turned(PIXELS, orientation)
+    path, mask = tmp_path / f"a.{kind}", tmp_path / f"mask.{kind}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    ids = PIXELS[..., 0] % 3
+    if kind == "channels":
+        path, mask = tmp_path / "a.tif", tmp_path / "mask.tif"
+        stacked = np.concatenate([PIXELS, PIXELS], 2)
+        tag = (ORIENTATION, 3, 1, orientation, True)
+        tifffile.imwrite(path, stacked, photometric="minisblack", planarconfig="contig", extratags=[tag])
+        assert np.array_equal(read_image(path, 6), turned(stacked, orientation))
+    else:
+        Image.fromarray(PIXELS).save(path, exif=exif)
+        assert np.array_equal(read_image(path), expected)
+        assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), expected.transpose(2, 0, 1))
+    Image.fromarray(ids).save(mask, exif=exif)
+    assert image_size(path) == expected.shape[:2]
+    assert describe_file(path)[1] == (orientation > 1)
+    for stored in (False, True):  # a mask with an orientation of its own is turned by that
+        assert np.array_equal(read_mask(mask, Labels(3, stored=stored), path), turned(ids, orientation))
+    Image.fromarray(ids).save(mask)
+    assert np.array_equal(read_mask(mask, Labels(3, stored=True), path), turned(ids, orientation))
+    assert np.array_equal(read_mask(mask, Labels(3), path), ids)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 16)}, {"compression": "zlib"}], ids=str)
+def test_tiff_colour_of_16_bits(tmp_path, separate, layout):
+    path = tmp_path / "a.tif"
+    values = np.moveaxis(DEEP, 2, 0) if separate else DEEP
+    tifffile.imwrite(
+        path, values, photometric="rgb", planarconfig="separate" if separate else "contig", **layout
+    )
+    assert np.array_equal(read_image(path), DEEP >> 8)
+    assert np.array_equal(read_image(path, white=WHITE), PIXELS)
+    assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), np.moveaxis(DEEP >> 8, 2, 0))
+    mode, _, peak = describe_file(path)
+    assert "16" in mode
+    assert DEEP.max() <= peak < DEEP.max() + 256
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_png_colour_and_alpha_of_16_bits(tmp_path, channels):
+    path = tmp_path / "a.png"
+    values = np.concatenate([DEEP, np.full((5, 7, 1), 0xFFFF, np.uint16)], 2)
+    write_png(path, values[..., {2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]])
+    color = values[..., [0, 0, 0] if channels == 2 else [0, 1, 2]]
+    assert np.array_equal(read_image(path), color >> 8)
+    mode, _, peak = describe_file(path)
+    assert mode.endswith("of 16 bits")
+    assert color.max() <= peak < color.max() + 256
+    for wanted in (3, 4):  # of four channels alpha is one
+        with pytest.raises(DataError, match=r"colour or alpha of 16 bits.*save it as TIFF"):
+            read_image(path, wanted, white=WHITE)
+
+
+@pytest.mark.parametrize("shape", [(30, 40, 5), (5, 30, 40)], ids=str)
+def test_an_array_written_as_it_is_has_its_channels_on_the_shortest_axis(tmp_path, shape):
+    values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values)
+    assert image_size(path) == (30, 40)
+    expected = values if shape[2] == 5 else np.moveaxis(values, 0, 2)
+    assert np.array_equal(read_image(path, 5), expected)
+
+
+def test_pages_of_grey_are_channels_for_prediction_too(tmp_path):
+    path = tmp_path / "a.tif"
+    pages = [Image.fromarray(PIXELS[..., k]) for k in range(3)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert np.array_equal(read_image(path), PIXELS)
+    assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), PIXELS.transpose(2, 0, 1))
