@@ -252,7 +252,9 @@ class Trainer:
     ) -> list[Batches]:
         """Return the batches of a step, one pair for each pass, and count their unreadable pictures."""
         passes = range(self.config.optim.accumulate)
-        batches: list[Batches] = [(next(labeled), next(unlabeled) if unlabeled else None) for _ in passes]
+        batches: list[Batches] = [
+            (next(labeled), next(unlabeled) if unlabeled is not None else None) for _ in passes
+        ]
         self.corrupt.update(
             [name for pair in batches for batch in pair if batch for name in batch["corrupt"]]
         )

@@ -10,6 +10,7 @@ import tiny
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pseudoseg_fast import train
 from pseudoseg_fast.config import DataConfig, parse_config
 from pseudoseg_fast.data import stream
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
@@ -129,6 +130,22 @@ def test_a_run_on_a_stream(url, tmp_path):
     batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
     for name, tags in zip(batch["name"], batch["tags"], strict=True):
         assert tags.isnan().all() == (not name.startswith("pool-00"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_teaches(url, tmp_path, workers):
+    source = tiny.make_set(tmp_path / "set")
+    changes = {
+        "data.unlabeled": url,
+        "data.unlabeled_size": SHARDS * INSIDE,
+        "data.workers": workers,
+        "optim.accumulate": 2,
+        "run.log_every": 1,
+    }
+    assert train.main(tiny.options(source, tmp_path / "run", changes)) == 0
+    losses = [row["L_u"] for row in tiny.log(tmp_path / "run") if "L_u" in row]
+    assert len(losses) == 3
+    assert all(loss > 0 for loss in losses)
 
 
 def test_what_a_stream_cannot(url, monkeypatch):
