@@ -63,7 +63,10 @@ def test_wrong_ids_are_named_with_their_file(tmp_path):
 
 def test_colour_mask_is_refused(tmp_path):
     path = save(tmp_path / "mask.png", np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(DataError, match=r"mask.png is a colour picture \(mode RGB\)"):
+    with pytest.raises(DataError, match=r"mask.png is a colour picture \(mode RGB\) of 0 0 0; expected one"):
+        read_mask(path, Labels(3))
+    save(path, np.zeros((2, 3), np.float32), format="tiff")
+    with pytest.raises(DataError, match="holds floating-point numbers"):
         read_mask(path, Labels(3))
 
 

@@ -303,9 +303,9 @@ def _inside(root: Path, text: str, where: str) -> Path:
     """Return the file that ``text`` names below ``root``; links are followed, ``..`` must not lead out."""
     path = Path(os.path.normpath(os.path.join(root, text)))
     if not path.is_relative_to(root):
-        path = Path(
-            os.path.normpath(root / text.lstrip("/"))
-        )  # many published lists begin their paths with a slash
-        if not (text.startswith("/") and path.is_relative_to(root) and path.exists()):
+        # Many published lists begin their paths with a slash; what such a path names may be missing.
+        path = Path(os.path.normpath(root / text.lstrip("/")))
+        below = text.startswith("/") and path.is_relative_to(root)
+        if not (below and (path.exists() or not Path(text).exists())):
             raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
     return path

@@ -64,12 +64,24 @@ def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[
         raise DataError(f"{path} cannot be read as a mask: {error}") from error
     if labels.color_map:
         return labels.convert_colors(ids, path)
+    if mode == "F":
+        raise DataError(
+            f"{path} holds floating-point numbers; expected one class id a pixel, as 8-bit or 16-bit PNG"
+        )
     if mode not in ("P", "L", "1") and not mode.startswith("I"):
         raise DataError(
-            f"{path} is a colour picture (mode {mode}); expected one class id a pixel (modes P, L, 1 or I;16): "
-            "turn its colours into ids first, or name them: --data.color_map FILE with a line 'r g b class' for each"
+            f"{path} is a colour picture (mode {mode}){_few_colors(mask)}; expected one class id a pixel (modes P, L, "
+            "1 or I;16): turn its colours into ids first, or name them: --data.color_map FILE with a line "
+            "'r g b class' for each"
         )
     return labels.convert(ids.astype(np.uint8) if mode == "1" else ids, path)
+
+
+def _few_colors(mask: Image.Image) -> str:
+    """Return which colours a mask has, the most frequent first, or nothing where they are too many for classes."""
+    colors = sorted(mask.convert("RGB").getcolors(12) or [], reverse=True)
+    named = [" ".join(map(str, color)) for _, color in colors if isinstance(color, tuple)]
+    return f" of {', '.join(named)}" if named else ""
 
 
 def read_sample(
