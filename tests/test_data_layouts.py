@@ -70,6 +70,10 @@ def test_layouts_are_recognised_and_read(tmp_path, layout):
     assert [sample.mask for sample in (*tree.labeled, *tree.val)] == [root / name for name in MASKS[layout]]
     assert tree.unlabeled[0].mask is None
     assert tree.orphans == []
+    assert list(tree.unmasked) == []
+    if layout != "voc":  # which refuses it
+        (root / MASKS[layout][1]).unlink()
+        assert [sample.name for sample in read_tree(layout, root).unmasked] == [PICTURES[layout][2]]
 
 
 @pytest.mark.parametrize("layout", PICTURES)

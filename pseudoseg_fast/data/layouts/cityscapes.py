@@ -31,6 +31,7 @@ def read(root: Path) -> Tree:
         train.labeled,
         unlabeled,
         val.labeled,
+        unmasked=val.unlabeled,
         classes=class_names("cityscapes"),
         label_map=TO_TRAIN_IDS,
         map_only=f"*{LABEL_IDS}.png",

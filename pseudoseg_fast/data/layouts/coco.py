@@ -65,6 +65,7 @@ def read(root: Path) -> Tree:
         known.labeled,
         unlabeled,
         held_out.labeled,
+        unmasked=held_out.unlabeled,
         classes=classes if known.labeled or not val_classes else val_classes,
         label_map=FROM_STUFF if (root / STUFF_MAPS).is_dir() else {},
         map_only=f"*/{STUFF_MAPS}/*",

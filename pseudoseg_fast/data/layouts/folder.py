@@ -25,12 +25,15 @@ def read_pair(root: Path, images: str, masks: str, train: str = "train", val: st
         held_out = Pairs()
         if (root / images / val).is_dir():
             held_out = pair(root, root / images / val, root / masks / val)
-        return Tree(known.labeled, known.unlabeled, held_out.labeled, [*known.orphans, *held_out.orphans])
+        orphans = [*known.orphans, *held_out.orphans]
+        return Tree(known.labeled, known.unlabeled, held_out.labeled, orphans, held_out.unlabeled)
     every = pair(root, root / images, root / masks)
     inside = f"{images}/{val}/"
+    names = every.unlabeled.names
     return Tree(
         [sample for sample in every.labeled if not sample.name.startswith(inside)],
-        Samples(root, Names.of(name for name in every.unlabeled.names if not name.startswith(inside))),
+        Samples(root, Names.of(name for name in names if not name.startswith(inside))),
         [sample for sample in every.labeled if sample.name.startswith(inside)],
         every.orphans,
+        Samples(root, Names.of(name for name in names if name.startswith(inside))),
     )

@@ -23,6 +23,7 @@ class Tree:
         unlabeled: training pictures that are not labelled.
         val: pictures with masks to evaluate on.
         orphans: masks without a picture.
+        unmasked: pictures to evaluate on whose masks are missing.
         classes: names of the classes, where the layout knows them.
         label_map: ids in the mask files to class ids, see :class:`~pseudoseg_fast.data.labels.Labels`.
         map_only: shell pattern of the masks that ``label_map`` is for.
@@ -34,6 +35,7 @@ class Tree:
     unlabeled: Sequence[Sample] = ()
     val: list[Sample] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)
+    unmasked: Sequence[Sample] = ()
     classes: Sequence[str] | None = None
     label_map: Mapping[int, int] = field(default_factory=dict)
     map_only: str = "*"
