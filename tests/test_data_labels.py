@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pseudoseg_fast.data import tags
 from pseudoseg_fast.data.labels import Labels, read_color_map, read_label_map
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import read_mask
@@ -119,10 +118,3 @@ def test_label_maps(tmp_path):
 def test_wrong_labels(options, match):
     with pytest.raises(ValueError, match=match):
         Labels(**options)
-
-
-def test_shares_of_tagged_pictures(monkeypatch):
-    shown = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]], bool)
-    monkeypatch.setattr(tags, "_CHUNK", 3)
-    assert tags.Tags(list("badc"), shown).shares() == [0, 0.75, 0.25]
-    assert tags.Tags().shares() == []

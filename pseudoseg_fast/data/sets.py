@@ -19,11 +19,12 @@ from pseudoseg_fast.data.lists import (
     Sample,
     read_classes,
     read_list,
+    shorten,
 )
 from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Samples
-from pseudoseg_fast.data.shards import are_shards
+from pseudoseg_fast.data.shards import ShardSamples, are_shards
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
 
@@ -223,21 +224,18 @@ def find_tags(
     labels: Labels,
     unlabeled: Pool,
 ) -> Tags:
-    """Return the tags of a file, or those that the hidden masks of the unlabelled pictures show.
+    """Return the tags of the unlabelled pictures: those of a file, or those that their hidden masks show.
 
     Raises:
-        DataError: the file is wrong or tags other pictures, a picture has no class though each of its pixels must have
-            one, or no unlabelled picture has a mask.
+        DataError: the file is wrong or tags other pictures alone, a picture has no class though each of its pixels
+            must have one, or no unlabelled picture has a mask.
     """
     if not config.tags:
         return Tags()
     if config.tags != FROM_MASKS:
         tags = read_tags(config.tags, classes, root)
-        if not isinstance(unlabeled, Stream) and set(tags).isdisjoint(unlabeled.names):
-            raise DataError(
-                f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
-                f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
-            )
+        if not isinstance(unlabeled, Stream):
+            tags = _of_pictures(tags, unlabeled, root, config)
         if background_class(config.background, classes) is None and (nothing := tags.without_classes()):
             raise DataError(
                 f"{config.tags} tags {nothing[0]} and {len(nothing) - 1} other pictures with nothing, expected one "
@@ -262,6 +260,32 @@ def find_tags(
         len(unlabeled),
     )
     return tags_from_masks(list({sample.name: sample for sample in masked}.values()), labels)
+
+
+def _of_pictures(tags: Tags, unlabeled: Samples | ShardSamples, root: Path, config: DataConfig) -> Tags:
+    """Return the tags of the unlabelled pictures; a file may have labelled ones, too, and be of a whole data set.
+
+    Raises:
+        DataError: they are of none.
+    """
+    known = set(tags).intersection(unlabeled.names)
+    if not known:
+        raise DataError(
+            f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
+            f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
+        )
+    strange = [name for name in tags if name not in known and not os.path.isfile(root / name)]
+    if strange:
+        logger.warning(
+            "%s: %d of %d lines are of no picture, and left out; names must be those of the unlabelled pictures, such "
+            "as %s, got\n%s",
+            config.tags,
+            len(strange),
+            len(tags),
+            unlabeled[0].name,
+            shorten(strange),
+        )
+    return tags.only(known)
 
 
 def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,12 @@ class Tags(Mapping[str, tuple[int, ...]]):
             low, high = (middle + 1, high) if found < name else (low, middle)
         raise KeyError(name)
 
+    def only(self, names: Set[str]) -> Tags:
+        """Return the tags of the named pictures alone."""
+        kept = [place for place, name in enumerate(self.names) if name in names]
+        shown = np.unpackbits(self.shown[kept], axis=1, count=self.classes).astype(bool)
+        return Tags([self.names[place] for place in kept], shown)
+
     def shares(self) -> list[float]:
         """Return the share of the pictures that shows each of the C classes."""
         counts = np.zeros(self.classes, np.int64)
@@ -70,39 +76,63 @@ def read_tags(path: str | Path, classes: Sequence[str], root: str | Path | None 
         The classes of each picture by its name, the path relative to the root.
 
     Raises:
-        DataError: the file is missing or empty, lacks a column, repeats a picture, or has a tag that is no class.
+        DataError: the file is missing, empty or no CSV text in UTF-8, lacks a column, repeats a picture, or has a tag
+            that is no class.
     """
     path = find_file(path, root)
     rows: dict[str, bytes] = {}
     places = {name: place for place, name in enumerate(classes)}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if lacking := {"image", "tags"}.difference(reader.fieldnames or ()):
+    lines = _rows(path)
+    header = next(lines, (1, []))[1]
+    if lacking := {"image", "tags"}.difference(header):
+        raise DataError(
+            f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', "
+            f"got {','.join(header)!r}"
+        )
+    columns = header.index("image"), header.index("tags")
+    for line, fields in lines:
+        where = f"{path}, line {line}"
+        if len(fields) > len(header):
+            raise DataError(f"{where}: expected two columns, got {len(fields)}; separate tags by ;")
+        if len(fields) <= max(columns):
             raise DataError(
-                f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', "
-                f"got {','.join(reader.fieldnames or ())!r}"
+                f"{where}: expected 'image,tags', got {','.join(fields)[:80]!r}; the line of a picture that shows no "
+                "class ends with the comma"
             )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                raise DataError(
-                    f"{where}: expected two columns, got {len(row) + 1} or more; separate tags by ;"
-                )
-            names = {tag.strip() for tag in (row["tags"] or "").split(";") if tag.strip()}
-            for unknown in sorted(names.difference(classes)):
-                raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")
-            if row["image"] in rows:
-                raise DataError(
-                    f"{where}: {row['image']} has tags already; expected one line for each picture"
-                )
-            shown = bytearray(len(classes))
-            for name in names:
-                shown[places[name]] = 1
-            rows[row["image"]] = bytes(shown)
+        image, tags = (fields[column] for column in columns)
+        names = {tag.strip() for tag in tags.split(";") if tag.strip()}
+        for unknown in sorted(names.difference(classes)):
+            raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")
+        if image in rows:
+            raise DataError(f"{where}: {image} has tags already; expected one line for each picture")
+        shown = bytearray(len(classes))
+        for name in names:
+            shown[places[name]] = 1
+        rows[image] = bytes(shown)
     if not rows:
         raise DataError(f"{path} is empty; expected one picture a line below the header image,tags")
     shown_by_all = np.frombuffer(b"".join(rows.values()), bool).reshape(len(rows), len(classes))
     return Tags(list(rows), shown_by_all)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a CSV file, blank ones aside, with the numbers of the lines that they begin in."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        line = 1
+        try:
+            for row in reader:
+                fields = [field.strip() for field in row]
+                if any(fields):
+                    yield line, fields
+                line = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no UTF-8 text: {error}") from error
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {line}: {error}; expected 'image,tags', and a closing quotation mark for each opening "
+                "one"
+            ) from error
 
 
 def tags_from_masks(samples: Sequence[Sample], labels: Labels) -> Tags:

@@ -1,0 +1,85 @@
+"""Tags files: whatever is wrong with one is named with its line, and they tag the unlabelled pictures alone."""
+
+import numpy as np
+import pytest
+import tiny
+
+from pseudoseg_fast.config import DataConfig
+from pseudoseg_fast.data import tags
+from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.sets import read_data
+
+CLASSES = ["skin", "hair"]
+
+
+def read(tmp_path, data):
+    path = tmp_path / "tags.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return tags.read_tags(path, CLASSES)
+
+
+def test_white_space_and_blank_lines_mean_nothing(tmp_path):
+    found = read(tmp_path, "image, tags\r\n\r\n a.jpg , skin ; hair\r\n b c.jpg,\r\n  \r\n")
+    assert found == {"a.jpg": (0, 1), "b c.jpg": ()}
+
+
+def test_other_columns_are_passed_over(tmp_path):
+    assert read(tmp_path, "split,tags,image,who\n1,hair,a.jpg,me\n1,,b.jpg\n") == {"a.jpg": (1,), "b.jpg": ()}
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        pytest.param(
+            "image,tags\n\na.jpg\n",
+            r"tags.csv, line 3: expected 'image,tags', got 'a.jpg'.* comma",
+            id="short",
+        ),
+        pytest.param(
+            'image,tags\na.jpg,skin\nb.jpg,"hair\nc.jpg,skin\n',
+            r"tags.csv, line 3: .*expected 'image,tags', and a closing quotation mark",
+            id="not closed",
+        ),
+        pytest.param(
+            'image,tags\na.jpg,"' + 200_000 * "x",
+            r"tags.csv, line 2: field larger.*quotation mark",
+            id="huge",
+        ),
+        pytest.param(b"image,tags\na\xe4.jpg,skin\n", r"tags.csv is no UTF-8 text", id="Latin-1"),
+        pytest.param("image,tags\n".encode("utf-16"), r"tags.csv is no UTF-8 text", id="UTF-16"),
+        pytest.param("", r"no column image and no tags", id="nothing"),
+    ],
+)
+def test_wrong_files(tmp_path, data, match):
+    with pytest.raises(DataError, match=match):
+        read(tmp_path, data)
+
+
+def test_pictures_of_the_unlabelled_list_alone_count(tmp_path, caplog):
+    root = tiny.make_set(tmp_path / "pictures")
+    lines = ["images/1.png,disc", "images/2.png,", "images/5.png,square", "none.png,square", "2.png,square"]
+    tiny.write(root / "tags.csv", ["image,tags", *lines])
+    lists = {name: f"{name}.txt" for name in ("labeled", "unlabeled", "val", "classes")}
+    found = read_data(DataConfig(str(root), tags="tags.csv", **lists)).tags
+    assert found == {"images/1.png": (1,), "images/2.png": ()}
+    assert found.shares() == [0, 0.5, 0]
+    assert "tags.csv: 2 of 5 lines are of no picture" in caplog.text
+    assert "such as images/0.png, got\n  2.png\n  none.png" in caplog.text
+    tiny.write(root / "tags.csv", ["image,tags", *lines[:3]])
+    caplog.clear()
+    assert read_data(DataConfig(str(root), tags="tags.csv", **lists)).tags == found
+    assert not caplog.records
+
+
+def test_tags_of_some_pictures():
+    shown = np.eye(11, dtype=bool)
+    every = tags.Tags([f"{number}.jpg" for number in range(11)], shown)
+    assert every.only({"10.jpg", "2.jpg", "99.jpg"}) == {"10.jpg": (10,), "2.jpg": (2,)}
+    assert dict(every.only(set())) == {}
+
+
+def test_shares_of_tagged_pictures(monkeypatch):
+    shown = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]], bool)
+    monkeypatch.setattr(tags, "_CHUNK", 3)
+    assert tags.Tags(list("badc"), shown).shares() == [0, 0.75, 0.25]
+    assert tags.Tags().shares() == []
