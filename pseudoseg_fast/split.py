@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.config import DataConfig, Parser
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
@@ -87,7 +88,7 @@ def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: 
     """Write ``labeled.txt`` and ``unlabeled.txt`` into a new folder, which is there whole or not at all.
 
     Raises:
-        ValueError: the folder is there already.
+        ValueError: the folder is there already, or a name cannot be told from others in a list.
     """
     if folder.exists():
         raise ValueError(f"{folder} is there already; remove it, or choose another --output")
@@ -95,18 +96,33 @@ def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: 
         "labeled.txt": [(sample.name, relative(sample.mask, root)) for sample in labeled],
         "unlabeled.txt": [(sample.name, "") for sample in unlabeled],
     }
+    names = (column for rows in columns.values() for row in rows for column in row)
+    if wrong := [repr(name) for name in names if not can_be_listed(name)]:
+        raise ValueError(
+            f"{len(wrong)} names cannot be written to a list; expected UTF-8 without tabs and line breaks, without # "
+            f"at the start and white space at the ends; rename these files:\n{shorten(wrong)}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         for name, rows in columns.items():
             # A single column with spaces ends with a tab, so that it is read as one.
-            tab = any(" " in column for row in rows for column in row)
+            tab = any(len(column.split()) > 1 for row in rows for column in row)
             lines = ["\t".join(row) if tab else " ".join(row).rstrip() for row in rows]
             (partial / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         partial.chmod(0o755)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def can_be_listed(name: str) -> bool:
+    """Say whether a list gives a file's name back as it is."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return name == name.strip() and not name.startswith("#") and not any(end in name for end in "\t\r\n")
 
 
 def relative(mask: Path | None, root: Path) -> str:
@@ -122,7 +138,8 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
     """Write a folder of lists for each share; return the table of their classes.
 
     Raises:
-        ValueError: a share is none, a split is too small to show every class, or a folder is there already.
+        ValueError: a share is none, a split is too small to show every class, a folder is there already, or a name
+            cannot be listed.
     """
     root = data_root(config)
     tree = find_tree(config, root)[1]
@@ -171,6 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_class_arguments(DataConfig, "data", help="the pictures to choose from: those labelled")
     options = parser.instantiate(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
     try:
         print(split(options.data, options.labeled, options.seed, Path(options.output)))
     except (ValueError, OSError) as error:

@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
 from pseudoseg_fast import split
-from pseudoseg_fast.data.lists import read_list
+from pseudoseg_fast.data.lists import Sample, read_list
 from pseudoseg_fast.data.pool import read_unlabeled
 
 
@@ -45,6 +47,31 @@ def test_splits_are_nested_and_show_every_class(root, tmp_path, capsys):
     rare = next(line for line in printed.splitlines() if line.startswith("rare"))
     assert rare.split()[1::2] == ["1", "1", "1", "1"]
     assert f"--data.labeled {tmp_path / 'out/1_8/labeled.txt'}" in printed
+
+
+def test_the_layout_is_named_with_its_reason(root, tmp_path, caplog):
+    assert run(root, tmp_path / "out", "--labeled=1/4") == 0
+    assert "for the layout folder, since it has images and masks; --data.layout says otherwise" in caplog.text
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"line\nbreak", b"tab\t", b"return\r"])
+def test_names_that_lists_cannot_hold_are_refused(root, tmp_path, capsys, name):
+    name = os.fsdecode(name)
+    (root / "images/train/a 41.png").rename(root / f"images/train/{name}.png")
+    assert run(root, tmp_path / "out", "--labeled=1/4") == 2
+    printed = capsys.readouterr().err
+    assert "1 names cannot be written to a list; expected UTF-8 without tabs and line breaks" in printed
+    assert repr(f"images/train/{name}.png") in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_white_space_within_names_is_kept(tmp_path):
+    samples = [Sample("a\xa0b.png", tmp_path / "a\xa0b.png", tmp_path / "m.png")]
+    samples[0].image.touch()
+    samples[0].mask.touch()
+    split.write_lists(tmp_path / "out", tmp_path, samples, samples)
+    assert read_list(tmp_path / "out/labeled.txt", tmp_path) == samples
+    assert [*read_unlabeled(tmp_path / "out/unlabeled.txt", tmp_path)] == [samples[0]._replace(mask=None)]
 
 
 def test_seed_decides(root, tmp_path):
