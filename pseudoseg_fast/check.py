@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +18,58 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pseudoseg_fast import visualize
-from pseudoseg_fast.config import DataConfig, Parser, to_dict
-from pseudoseg_fast.data.decode import read_image
+from pseudoseg_fast.config import DataConfig, ModelConfig, parse_config, to_dict
+from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
-from pseudoseg_fast.data.labels import MAX_CLASSES, Labels
+from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, read_label_map
 from pseudoseg_fast.data.layouts.tree import Tree
-from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
-from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
+from pseudoseg_fast.data.pool import Pool, pack, read_unlabeled
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
-from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tree, read_labels
-from pseudoseg_fast.data.shards import are_remote
+from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tags, find_tree, read_labels
+from pseudoseg_fast.data.stream import Stream
 
+PROG = "python -m pseudoseg_fast.check"
+OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, and
+--picture FILE, which samples are drawn to (check.png), and --save FILE, which gets the data options, the channels, mean
+and standard deviation for --config."""
 EXAMPLES = 6
 
 
-def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dict[str, list[Sample]]:
-    """Return the labelled, unlabelled and val pictures; a list that is wrong is reported and left out."""
+class _Collector(logging.Handler):
+    """Puts what is logged into a report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = self.report.warnings if record.levelno >= logging.WARNING else self.report.notes
+        kind.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def logged_to(report: Report) -> Iterator[None]:
+    """Put what reading logs, such as why a layout was taken, into the report."""
+    package, handler = logging.getLogger("pseudoseg_fast"), _Collector(report)
+    level = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+
+
+def read_sets(
+    config: DataConfig, root: Path, tree: Tree, report: Report
+) -> tuple[dict[str, list[Sample]], Pool]:
+    """Return the labelled, unlabelled and val pictures, and the pool that has the names of the unlabelled ones.
+
+    A list that is wrong is reported and left out, and so are streamed pictures.
+    """
     index = Index(tree.samples, tree.image_end)
 
     def read(
@@ -48,12 +85,9 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
 
     labeled = read(config.labeled, tree.labeled, lambda path: read_list(path, root, index=index))
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
-    streamed = config.unlabeled is not None and are_remote(config.unlabeled)
-    if streamed:
-        report.warnings.append(f"pictures that are streamed are not read: {config.unlabeled}")
     rest = tree.without([*labeled, *val], root)
-    unlabeled = (
-        [] if streamed else read(config.unlabeled, rest, lambda path: read_unlabeled(path, root, index))
+    unlabeled = read(
+        config.unlabeled, rest, lambda path: read_unlabeled(path, root, index, config.unlabeled_size)
     )
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
@@ -61,16 +95,14 @@ def read_sets(config: DataConfig, root: Path, tree: Tree, report: Report) -> dic
         report.errors.append(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
     if not unlabeled and not config.unlabeled:
         report.warnings.append("no unlabelled pictures: only --method.name supervised can train on this")
-    if tree.orphans:
-        report.warnings.append(
-            f"{len(tree.orphans)} masks have no picture; name both alike, or remove them:\n"
-            + shorten([str(path) for path in tree.orphans])
-        )
-    return {
-        "labelled": [*labeled],
-        "unlabelled": [sample._replace(mask=None) for sample in unlabeled],
-        "val": [*val],
-    }
+    if isinstance(unlabeled, Stream):
+        report.warnings.append(f"pictures that are streamed are not read: {config.unlabeled}")
+        pool: Pool = unlabeled
+        others: list[Sample] = []
+    else:
+        others = [sample._replace(mask=None) for sample in unlabeled]
+        pool = pack(root, others)
+    return {"labelled": [*labeled], "unlabelled": others, "val": [*val]}, pool
 
 
 def scan_sets(
@@ -95,6 +127,21 @@ def scan_sets(
     return {name: [found[key(sample)] for sample in part] for name, part in sets.items()}, levels
 
 
+def find_channels(samples: Sequence[Sample]) -> int | None:
+    """Return the number of channels of a few pictures, where they agree on one that is neither grey nor colour."""
+    numbers = set()
+    for sample in spread(samples):
+        with contextlib.suppress(DataError):
+            number, channels, _ = describe_file(sample.image)[0].partition(" channels of ")
+            numbers.add(int(number) if channels else ModelConfig.in_channels)
+    return numbers.pop() if len(numbers) == 1 and not numbers & {1, 3, 4} else None
+
+
+def spread(samples: Sequence[Sample]) -> list[Sample]:
+    """Return a few samples from all over a list that is not empty."""
+    return [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, EXAMPLES).astype(int))]
+
+
 def draw_samples(
     samples: Sequence[Sample],
     classes: Sequence[str],
@@ -106,9 +153,7 @@ def draw_samples(
     """Write a picture of a few samples: the picture, its mask, and both together."""
     colors = visualize.palette(len(classes), background_class(config.background, classes))
     rows = []
-    for sample in [
-        samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, EXAMPLES).astype(int))
-    ]:
+    for sample in spread(samples):
         if sample.mask is None:
             continue
         image = read_image(sample.image, channels, config.white)
@@ -118,21 +163,23 @@ def draw_samples(
     visualize.grid(rows, ["picture", "mask", "both"], classes, colors).save(path)
 
 
-def check(config: DataConfig, channels: int, picture: Path | None) -> tuple[Report, dict[str, object]]:
+def check(
+    config: DataConfig, channels: int | None, picture: Path | None, report: Report
+) -> dict[str, object]:
     """Read all files of a data set and report.
 
     Args:
         config: the data set.
-        channels: of a picture.
+        channels: of a picture; None takes those of the pictures where they are neither grey nor colour, else 3.
         picture: where samples are drawn to, if anywhere.
+        report: gets what is found.
 
     Returns:
-        The report, and mean and standard deviation of the training pictures for the configuration of a model.
+        Channels, mean and standard deviation of the training pictures for the configuration of a model.
 
     Raises:
         DataError: the folder, the layout or the names of the classes cannot be read.
     """
-    report = Report()
     root = data_root(config)
     layout, tree = find_tree(config, root)
     report.notes.append(f"{root}, layout {layout}")
@@ -143,12 +190,27 @@ def check(config: DataConfig, channels: int, picture: Path | None) -> tuple[Repo
         if config.classes or config.color_map:
             raise
         report.errors.append(str(error))
-        labels = Labels(MAX_CLASSES, config.ignore_index)
-    sets = read_sets(config, root, tree, report)
+        labels = Labels(MAX_CLASSES, config.ignore_index, read_label_map(config.label_map, root))
+    sets, pool = read_sets(config, root, tree, report)
+    every = [sample for part in sets.values() for sample in part]
+    if channels is None:
+        channels = ModelConfig.in_channels
+        if every and (found := find_channels(every)):
+            channels = found
+            report.notes.append(f"the pictures have {channels} channels: --model.in_channels {channels}")
     scans, levels = scan_sets(sets, labels, channels, config.white)
-    report_pictures(scans, channels, report)
+    report_pictures(scans, channels, config.white, report)
     report_masks(scans, classes, labels, report)
     report_duplicates(scans, report)
+    if config.tags and classes and len(pool):
+        try:
+            tags = find_tags(config, root, tree, classes, labels, pool)
+        except DataError as error:
+            report.errors.append(str(error))
+        else:
+            report.notes.append(
+                f"{len(tags)} of {len(pool)} unlabelled pictures have tags, which --config tagged learns from"
+            )
     usable = [
         one.sample
         for name in ("labelled", "val")
@@ -156,10 +218,16 @@ def check(config: DataConfig, channels: int, picture: Path | None) -> tuple[Repo
         if not (one.problem or one.mask_problem)
     ]
     if picture and classes and usable:
-        draw_samples(usable, classes, labels, config, channels, picture)
-        report.notes.append(f"samples: {picture}")
+        try:
+            draw_samples(usable, classes, labels, config, channels, picture)
+        except (OSError, ValueError) as error:
+            report.warnings.append(
+                f"no samples could be drawn to {picture}: {error}; choose another --picture"
+            )
+        else:
+            report.notes.append(f"samples: {picture}")
     if not levels.any():
-        return report, {}
+        return {}
     mean, std = mean_and_std(levels)
     report.notes.append(
         f"training pictures have --model.mean {mean} --model.std {std}"
@@ -169,7 +237,7 @@ def check(config: DataConfig, channels: int, picture: Path | None) -> tuple[Repo
             else ""
         )
     )
-    return report, {"in_channels": channels, "mean": mean, "std": std}
+    return {"in_channels": channels, "mean": mean, "std": std}
 
 
 def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
@@ -194,26 +262,52 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
             os.unlink(file.name)
 
 
+def prepare(picture: Path, saved: Path | None) -> None:
+    """Make the folders of what is to be written, before all is read.
+
+    Raises:
+        ValueError: the configuration is there already.
+        OSError: a folder cannot be made.
+    """
+    if saved and os.path.lexists(saved):
+        raise ValueError(f"{saved} is there already; remove it, or choose another --save")
+    for path in (picture, saved):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what file names hold that is no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; status 1 where the data set has errors, 2 for wrong options."""
-    parser = Parser(prog="python -m pseudoseg_fast.check", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--picture", type=str, default="check.png", help="file that samples are drawn to")
-    parser.add_argument("--save", type=str, help="file for --config that gets the data options, mean and std")
-    parser.add_argument("--model.in_channels", type=int, default=3, help="channels of a picture")
-    parser.add_class_arguments(DataConfig, "data")
-    options = parser.instantiate(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
+    parser = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    parser.add_argument("--picture", type=Path, default=Path("check.png"))
+    parser.add_argument("--save", type=Path)
+    own, rest = parser.parse_known_args(arguments)
+    config = parse_config(rest, PROG, f"{__doc__} {OPTIONS}")
+    data, channels = config.data, config.model.in_channels
+    given = channels != ModelConfig.in_channels or any(
+        argument.partition("=")[0] == "--model.in_channels" for argument in rest
+    )
     try:
-        report, model = check(options.data, options.model.in_channels, Path(options.picture))
-        if options.save and model:
-            root = options.data.root if options.data.root == DEMO else os.path.abspath(options.data.root)
-            save(Path(options.save), dataclasses.replace(options.data, root=root), model)
-            report.notes.append(f"configuration: --config {options.save}")
+        prepare(own.picture, own.save)
+        report = Report()
+        with logged_to(report):
+            model = check(data, channels if given else None, own.picture, report)
+        print(printable(str(report)))
+        if own.save and model:
+            root = data.root if data.root == DEMO else os.path.abspath(data.root)
+            save(own.save, dataclasses.replace(data, root=root), model)
+            print(f"configuration: --config {own.save}")
     except DataError as error:
-        print(f"error: {error}")
+        print(printable(f"error: {error}"))
         return 1
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print(report)
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 2
     return 1 if report.errors else 0
 
 

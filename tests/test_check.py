@@ -1,9 +1,12 @@
 """The checker names each kind of damage with its file and what to do, and its figures are right."""
 
+import logging
+import os
 import shutil
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 from PIL import Image
 
@@ -33,6 +36,12 @@ def run(capsys, root, *arguments):
     return status, capsys.readouterr().out
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    """Fail where pictures are read."""
+    monkeypatch.setattr(check, "scan_sets", lambda *_: pytest.fail("all was read before this was noticed"))
+
+
 def test_a_sound_set(root, tmp_path, capsys):
     status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
     assert status == 0
@@ -54,9 +63,33 @@ def test_a_sound_set(root, tmp_path, capsys):
     config = parse_config(["--config=small", f"--config={tmp_path / 'data.yaml'}"], "", "")
     assert config.data.crop_size == 256
     assert config.model.mean == tuple(values["model"]["mean"])
-    with pytest.raises(SystemExit):
-        run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
-    assert "is there already" in capsys.readouterr().err
+
+
+def test_the_layout_is_named_with_its_reason(root, capsys):
+    printed = run(capsys, root)[1]
+    assert "for the layout folder, since it has images and masks; --data.layout says otherwise" in printed
+    assert logging.getLogger("pseudoseg_fast").handlers == []
+
+
+def test_what_is_there_already_is_named_before_all_is_read(root, tmp_path, unread, capsys):
+    (tmp_path / "data.yaml").write_text("")
+    assert check.main([f"--data.root={root}", f"--save={tmp_path / 'data.yaml'}"]) == 2
+    assert "data.yaml is there already; remove it, or choose another --save" in capsys.readouterr().err
+    assert check.main([f"--data.root={root}", f"--picture={tmp_path / 'data.yaml/check.png'}"]) == 2
+
+
+def test_folders_of_outputs_are_made(root, tmp_path, capsys):
+    picture, saved = tmp_path / "a/check.png", tmp_path / "b/c/data.yaml"
+    assert run(capsys, root, f"--picture={picture}", f"--save={saved}")[0] == 0
+    assert picture.is_file()
+    assert saved.is_file()
+
+
+def test_a_picture_that_cannot_be_written_costs_no_report(root, tmp_path, capsys):
+    status, printed = run(capsys, root, f"--picture={tmp_path / 'check.xyz'}")
+    assert status == 0
+    assert "labelled: 3 pictures" in printed
+    assert "warning: no samples could be drawn to" in printed
 
 
 def wrong_ids(root):
@@ -66,6 +99,29 @@ def wrong_ids(root):
 def black_and_white(root):
     for path in (root / "masks").rglob("*.png"):
         save(path, [[0, 0, 0, 255, 255, 255]] * 4)
+
+
+def black_and_white_without_names(root):
+    black_and_white(root)
+    no_classes(root)
+
+
+def many_wrong_ids(root):
+    save(root / "masks/train/1.png", [range(6), range(6, 12), [255] * 6, [255] * 6])
+
+
+def listed_twice(root):
+    names = ["0", "1", "0"]
+    tiny.write(root / "labeled.txt", [f"images/train/{name}.png masks/train/{name}.png" for name in names])
+
+
+def pipe(root):
+    os.mkfifo(root / "pipe")
+    (root / "images/train/4.png").symlink_to(root / "pipe")
+
+
+def device(root):
+    (root / "images/train/4.png").symlink_to("/dev/zero")
 
 
 def broken_picture(root):
@@ -97,6 +153,10 @@ def orphan(root):
     shutil.copy(root / "masks/train/0.png", root / "masks/train/lonely.png")
 
 
+def val_without_mask(root):
+    shutil.copy(root / "images/val/4.png", root / "images/val/5.png")
+
+
 def no_classes(root):
     (root / "classes.txt").unlink()
 
@@ -116,7 +176,33 @@ FINDINGS = {
         1,
         ["in 1 of 4 masks", "masks/train/1.png: 2", "--data.ignore_index 2", "reduce_zero_label"],
     ),
+    "many ids": (
+        many_wrong_ids,
+        [],
+        1,
+        ["9:255 and so on for the other 2;", "1.png: 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"],
+    ),
     "black and white": (black_and_white, [], 1, ["--data.label_map 255:1"]),
+    "black and white without names": (
+        black_and_white_without_names,
+        [],
+        1,
+        ["the ids 0, 255; 255 means ignored", "drawn in black and white", "--data.label_map 255:1"],
+    ),
+    "black and white, mapped, without names": (
+        black_and_white_without_names,
+        ["--data.label_map=255:1"],
+        1,
+        ["the masks hold the ids 0, 1; write their names"],
+    ),
+    "listed twice": (
+        listed_twice,
+        ["--data.labeled=labeled.txt"],
+        0,
+        ["warning: 1 pictures are labelled more than once", "images/train/0.png: 2 times"],
+    ),
+    "pipe": (pipe, [], 1, ["4.png is a folder, a pipe or a device; expected a file"]),
+    "device": (device, [], 1, ["4.png is a folder, a pipe or a device; expected a file"]),
     "black and white, mapped": (black_and_white, ["--data.label_map=255:1"], 0, ["layout folder"]),
     "broken picture": (
         broken_picture,
@@ -140,6 +226,12 @@ FINDINGS = {
     ),
     "copy": (copy, [], 0, ["warning: 1 pictures are there more than once", "0.png (labelled)"]),
     "orphan": (orphan, [], 0, ["warning: 1 masks have no picture", "lonely.png"]),
+    "val without mask": (
+        val_without_mask,
+        [],
+        0,
+        ["warning: 1 pictures to evaluate on have no mask and are left out", "images/val/5.png"],
+    ),
     "no classes": (no_classes, [], 1, ["expected the names of the classes", "masks hold the ids 0, 1, 255"]),
     "colours": (colours, [], 1, ["0.png is a colour picture (mode RGB)", "--data.color_map FILE"]),
     "absent class": (absent, [], 0, ["no labelled picture shows unicorn", "no val picture shows unicorn"]),
@@ -170,11 +262,123 @@ def test_pictures_with_masks_in_both_training_lists_are_read_once(root, capsys):
     assert printed.splitlines()[-1] == once.splitlines()[-1]  # mean and std
 
 
+def test_black_and_white_masks_are_all_that_is_wrong_with_them(root, capsys):
+    black_and_white(root)
+    assert "warning" not in run(capsys, root)[1]
+
+
+def test_a_decoder_that_fails_in_an_unforeseen_way_is_a_finding(root, monkeypatch, capsys):
+    def fail(path, *_):
+        raise MemoryError
+
+    monkeypatch.setattr("pseudoseg_fast.data.scan.read_image", fail)
+    status, printed = run(capsys, root)
+    assert status == 1
+    assert "images/train/3.png cannot be read as a picture: MemoryError()" in printed
+
+
 def test_deep_and_turned_pictures_are_named(root, capsys):
     Image.fromarray(np.full((4, 6), 4095, np.uint16)).save(root / "images/train/3.png")
     exif = Image.Exif()
     exif[0x0112] = 3
     save(root / "images/train/0.png", np.zeros((4, 6, 3)), exif=exif)
     printed = run(capsys, root)[1]
+    assert "1 pictures have more than 8 bits" in printed
     assert "give --data.white 4095" in printed
     assert "1 pictures are turned upright" in printed
+    assert "give --data.white" not in run(capsys, root, "--data.white=4095")[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.5, 2, 1], "give --data.white 2, their"), ([np.nan, -1, np.nan], "give --data.white VALUE, what")],
+)
+def test_floating_point_numbers_need_a_white(root, capsys, values, expected):
+    (root / "images/train/3.png").unlink()
+    Image.fromarray(np.array([values] * 2, np.float32)).save(root / "images/train/3.tif")
+    printed = run(capsys, root)[1]
+    assert "1 pictures hold floating-point numbers" in printed
+    assert expected in printed
+    assert "high byte" not in printed
+
+
+def test_channels_are_those_of_the_pictures(root, tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        pixels = np.full((4, 6, 5), number, np.uint8)
+        tifffile.imwrite(path.with_suffix(".tif"), pixels, photometric="minisblack", planarconfig="contig")
+        path.unlink()
+    status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
+    assert status == 0, printed
+    assert "the pictures have 5 channels: --model.in_channels 5" in printed
+    model = yaml.safe_load((tmp_path / "data.yaml").read_text())["model"]
+    assert model["in_channels"] == len(model["mean"]) == len(model["std"]) == 5
+    for argument in ("--model.in_channels=3", "--model.in_channels=4"):
+        status, printed = run(capsys, root, argument)
+        assert status == 1
+        assert f"0.tif has 5 channels, expected {argument[-1]}" in printed
+    # What is saved says it, too.
+    assert check.main([f"--config={tmp_path / 'data.yaml'}", f"--picture={tmp_path / 'check.png'}"]) == 0
+    assert "the pictures have" not in capsys.readouterr().out
+
+
+def test_presets_and_saved_options_are_read(root, tmp_path, capsys):
+    (root / "classes.txt").rename(root / "names.txt")
+    saved = tmp_path / "data.yaml"
+    assert run(capsys, root, "--data.classes=names.txt", f"--save={saved}")[0] == 0
+    assert run(capsys, root, "--config", "small", "--config", str(saved))[0] == 0
+    assert tiny.status(check.main, ["--config=smal", f"--data.root={root}"]) == 2
+    assert "did you mean 'small'?" in capsys.readouterr().err
+
+
+TAGS = {
+    "all": (["images/train/3.png,ground"], 0, ["1 of 1 unlabelled pictures have tags"]),
+    "labelled ones, too": (
+        ["images/train/0.png,ground", "images/train/3.png,wall"],
+        0,
+        ["1 of 1 unlabelled"],
+    ),
+    "some of no picture": (
+        ["images/train/3.png,ground", "3.png,wall"],
+        0,
+        ["warning: tags.csv: 1 of 2 lines are of no picture", "such as images/train/3.png, got\n  3.png"],
+    ),
+    "of no picture": (["3.png,wall"], 1, ["error: tags.csv tags no picture of the unlabelled ones"]),
+    "of no class": (["images/train/3.png,wal"], 1, ["line 2: 'wal' is no class; did you mean 'wall'"]),
+}
+
+
+@pytest.mark.parametrize(("lines", "status", "expected"), TAGS.values(), ids=TAGS)
+def test_tags_are_read_as_training_does(root, capsys, lines, status, expected):
+    tiny.write(root / "tags.csv", ["image,tags", *lines])
+    found, printed = run(capsys, root, "--data.tags=tags.csv")
+    assert found == status, printed
+    assert ("warning" in printed) == ("warning" in expected[0])
+    for part in expected:
+        assert part in printed
+
+
+def test_tags_from_hidden_masks(root, capsys):
+    tiny.write(root / "labeled.txt", ["images/train/0.png masks/train/0.png"])
+    status, printed = run(capsys, root, "--data.labeled=labeled.txt", "--data.tags=masks")
+    assert status == 0
+    assert "2 of 3 unlabelled pictures have tags" in printed
+
+
+def test_streamed_pictures_are_left_out(root, capsys):
+    tiny.write(root / "tags.csv", ["image,tags", "0.tar/0.png,ground"])
+    options = ["--data.unlabeled=http://127.0.0.1:9/0.tar", "--data.tags=tags.csv"]
+    status, printed = run(capsys, root, *options, "--data.unlabeled_size=7")
+    assert status == 0, printed
+    assert "warning: pictures that are streamed are not read" in printed
+    assert "1 of 7 unlabelled pictures have tags" in printed
+    status, printed = run(capsys, root, *options)
+    assert status == 1
+    assert "--data.unlabeled_size N" in printed
+
+
+def test_names_that_are_no_utf_8_are_printed(root, capsysbinary):
+    (root / "images/train/3.png").unlink()
+    (root / os.fsdecode(b"images/train/\xff.png")).write_bytes(b"")
+    assert check.main([f"--data.root={root}", f"--picture={root.parent / 'check.png'}"]) == 1
+    assert rb"\udcff.png cannot be read as a picture" in capsysbinary.readouterr().out

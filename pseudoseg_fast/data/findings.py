@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
 from pseudoseg_fast.data.lists import File, shorten
 from pseudoseg_fast.data.read import black_and_white
 from pseudoseg_fast.data.scan import Scan
+
+_DEEP = "have more than 8 bits, of which the high byte of 16 is used without --data.white"
+_FLOATS = "hold floating-point numbers, which are read with --data.white alone"
 
 
 @dataclass
@@ -29,8 +33,8 @@ class Report:
         return "\n".join(f"{kind}{text}" for kind, texts in kinds for text in texts)
 
 
-def report_pictures(scans: dict[str, list[Scan]], channels: int, report: Report) -> None:
-    """Report sizes, modes, and pictures that cannot be read."""
+def report_pictures(scans: dict[str, list[Scan]], channels: int, white: float | None, report: Report) -> None:
+    """Report sizes, modes, and pictures that cannot be read, or only in part without ``white``."""
     for name, part in scans.items():
         sizes = [found.size for found in part if found.size]
         if sizes:
@@ -51,11 +55,17 @@ def report_pictures(scans: dict[str, list[Scan]], channels: int, report: Report)
             f"{turned} pictures are turned upright as their EXIF orientation says; masks without one are taken to be "
             "upright already (--data.mask_orientation stored turns them with their pictures)"
         )
-    peaks = [found.peak for found in every if found.peak is not None]
-    if peaks:
+    peaks: dict[str, list[float]] = defaultdict(list)
+    for found in every:
+        if found.peak is not None and white is None:
+            is_float = found.mode == "F" or "float" in found.mode
+            peaks[_FLOATS if is_float else _DEEP].append(found.peak)
+    for kind, values in peaks.items():
+        peak = max((value for value in values if 0 < value < math.inf), default=None)
         report.warnings.append(
-            f"{len(peaks)} pictures have more than 8 bits, values up to {max(peaks):g}; without --data.white the high "
-            f"byte of 16 bits is used: give --data.white {max(peaks):g}, or what the camera's white is"
+            f"{len(values)} pictures {kind}: give --data.white "
+            + ("VALUE, what" if peak is None else f"{peak:g}, their largest value, or what")
+            + " the camera's white is"
         )
     grey = sum(found.mode in ("L", "1", "I;16", "I") for found in every)
     if channels == 3 and grey and grey == len(every):
@@ -69,11 +79,7 @@ def report_masks(
     masked = [found for name in ("labelled", "val") for found in scans[name]]
     strange = Counter(number for found in masked for number in found.wrong_ids)
     if strange:
-        files = [
-            f"{found.sample.mask}: {', '.join(map(str, found.wrong_ids[:8]))}"
-            for found in masked
-            if found.wrong_ids
-        ]
+        files = [f"{found.sample.mask}: {some(found.wrong_ids, 8)}" for found in masked if found.wrong_ids]
         report.errors.append(
             f"ids that mean no class are in {len(files)} of {len(masked)} masks; {advice(strange, labels)}:\n"
             + shorten(files)
@@ -90,30 +96,44 @@ def report_masks(
         )
     pixels = {name: count_pixels(scans[name]) for name in ("labelled", "val")}
     together = sum(pixels.values(), np.zeros((0, 256), np.int64).sum(0))
-    if black_and_white(labels, together):
+    drawn = black_and_white(labels, together)
+    if drawn:
         report.errors.append(
             "the masks hold 0 and 255 alone, and 255 means ignored; for masks drawn in black and white give "
             "--data.label_map 255:1"
         )
     if not classes:
-        ids = ", ".join(map(str, np.flatnonzero(together)[:40].tolist()))
-        report.errors.append(
-            f"the masks hold the ids {ids}; write their names to classes.txt, one a line from id 0 on"
-        )
+        ids = np.flatnonzero(together).tolist()
+        report.errors.append(f"the masks hold the ids {some(ids, 40)}; {naming(ids, labels, together)}")
         return
     report.notes.append(class_table(classes, scans))
     for name, effect in (("labelled", "nothing can teach them"), ("val", "they are not scored")):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
-        if scans[name] and absent and not strange and not others:
+        if scans[name] and absent and not (strange or others or drawn):
             report.warnings.append(f"no {name} picture shows {', '.join(absent)}: {effect}")
+
+
+def naming(ids: Sequence[int], labels: Labels, pixels: NDArray[np.int64]) -> str:
+    """Return how the classes are to be named that masks hold, by their ids and their pixels, [256]."""
+    if ids == [0, IGNORE_INDEX] and black_and_white(replace(labels, classes=2), pixels):
+        return (
+            "255 means ignored, so for masks drawn in black and white write two names to classes.txt, such as "
+            "background and object, the black one's first, and give --data.label_map 255:1"
+        )
+    return "write their names to classes.txt, one a line from id 0 on"
+
+
+def some(ids: Sequence[int], shown: int) -> str:
+    """Return the first ids, and whether there are more."""
+    return ", ".join(map(str, ids[:shown])) + (f" and {len(ids) - shown} more" if len(ids) > shown else "")
 
 
 def advice(strange: Counter[int], labels: Labels) -> str:
     """Return what is to be done about ids that mean nothing, by the number of masks that hold them."""
     ids = sorted(strange)
-    ways = [
-        f"if they mean nothing, --data.label_map {','.join(f'{number}:{IGNORE_INDEX}' for number in ids[:8])}"
-    ]
+    pairs = ",".join(f"{number}:{IGNORE_INDEX}" for number in ids[:8])
+    rest = f" and so on for the other {len(ids) - 8}" if len(ids) > 8 else ""
+    ways = [f"if they mean nothing, --data.label_map {pairs}{rest}"]
     if len(ids) == 1:
         ways = [f"if it means no label, --data.ignore_index {ids[0]}"]
     if ids == [labels.classes] and not labels.reduce_zero_label:
@@ -151,7 +171,14 @@ def class_table(classes: Sequence[str], scans: dict[str, list[Scan]]) -> str:
 
 
 def report_duplicates(scans: dict[str, list[Scan]], report: Report) -> None:
-    """Report files of the same content under two names, and val pictures that are trained on."""
+    """Report pictures listed twice, files of the same content under two names, and val pictures that are trained on."""
+    for name, part in scans.items():
+        counts = Counter(found.sample.image for found in part)
+        if repeated := [f"{path}: {count} times" for path, count in counts.items() if count > 1]:
+            report.warnings.append(
+                f"{len(repeated)} pictures are {name} more than once, and count as often; take the repeats off the "
+                f"list:\n{shorten(repeated)}"
+            )
     places: dict[bytes, dict[File, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, part in scans.items():
         for found in part:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pseudoseg_fast.data.decode import describe_file, read_image
+from pseudoseg_fast.data.decode import UNREADABLE, describe_file, read_image
 from pseudoseg_fast.data.labels import Labels, WrongIds, count_ids
 from pseudoseg_fast.data.lists import DataError, File, Sample
 from pseudoseg_fast.data.read import check_size, read_mask
@@ -32,7 +32,7 @@ class Scan:
         mode: how the file stores its pixels.
         turned: whether EXIF turns the picture.
         peak: largest value of a picture of more than 8 bits.
-        digest: of the file's bytes.
+        digest: of the bytes of a picture that can be used.
         levels: [channels, 256] pixels of each value.
         pixels: [256] pixels of each class id, 255 = ignored.
     """
@@ -81,6 +81,8 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
         levels = np.stack([np.bincount(plane, minlength=256) for plane in planes.T])
     except DataError as error:
         problem = str(error)
+    except (MemoryError, *UNREADABLE) as error:
+        problem = f"{sample.image} cannot be read as a picture: {error!r}"
     if sample.mask is not None:
         try:
             mask = read_mask(sample.mask, labels, sample.image)
@@ -91,12 +93,14 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
             mask_problem, wrong_ids = str(error), error.ids
         except DataError as error:
             mask_problem = str(error)
-    digest = content_hash(sample.image)
+        except (MemoryError, *UNREADABLE) as error:
+            mask_problem = f"{sample.mask} cannot be read as a mask: {error!r}"
+    digest = b"" if problem else content_hash(sample.image)  # a pipe or a device would never end
     return Scan(sample, problem, mask_problem, wrong_ids, size, mode, turned, peak, digest, levels, pixels)
 
 
 def content_hash(path: File) -> bytes:
-    """Return a hash of a file's bytes; empty for a file that cannot be opened."""
+    """Return a hash of a file's bytes; empty for a file that can no longer be read."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:

@@ -144,7 +144,17 @@ def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
             )
     tree = read_tree(layout, root)
     if tree.orphans:
-        logger.warning("%d masks have no picture, such as %s", len(tree.orphans), tree.orphans[0])
+        logger.warning(
+            "%d masks have no picture, such as\n%s\nname both alike, or remove them",
+            len(tree.orphans),
+            shorten([str(path) for path in tree.orphans]),
+        )
+    if tree.unmasked and not config.val:
+        logger.warning(
+            "%d pictures to evaluate on have no mask and are left out, such as\n%s",
+            len(tree.unmasked),
+            shorten([sample.name for sample in tree.unmasked]),
+        )
     return layout, tree
 
 
