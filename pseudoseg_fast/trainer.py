@@ -158,10 +158,11 @@ class Trainer:
         """Return in a few lines what is trained on what."""
         data, model = self.data, self.config.model
         background = "none" if data.background is None else data.classes[data.background]
+        unused = "" if self.config.method.image_labels else ", unused: --config tagged learns from them"
         return (
             f"{self.config.method.name} on {len(data.labeled)} labelled and {len(data.unlabeled)} unlabelled pictures, "
             f"{len(data.val)} for validation, from {data.root} (layout {data.layout})\n"
-            + (f"{len(data.tags)} pictures have tags\n" if data.tags else "")
+            + (f"{len(data.tags)} pictures have tags{unused}\n" if data.tags else "")
             + f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
             f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}"
         )

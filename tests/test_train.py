@@ -227,6 +227,13 @@ def test_tags_come_with_their_pictures(root, tmp_path, classes, expected):
             assert tags.isnan().all()
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_tags_that_nothing_learns_from_are_called_so(root, tmp_path, capsys, used):
+    run(root, tmp_path / "run", {"data.tags": "tags.csv", "method.image_labels": used, "optim.steps": 1})
+    assert "2 pictures have tags" in (printed := capsys.readouterr().out)
+    assert ("--config tagged" in printed) == (not used)
+
+
 def test_loss_terms_appear_when_they_are_learnt(root, tmp_path):
     def terms(changes):
         run(root, tmp_path / "run", {"run.log_every": 1, "run.overwrite": "true", **changes})
