@@ -78,7 +78,9 @@ def test_all_missing_files_come_in_one_error(root):
         pytest.param("images/b 2.jpg masks/b 2.png\n", "got 4 columns", id="spaces"),
         pytest.param("images/a.jpg ../other/a.png\n", r"line 1: ../other/a.png leaves the root", id="leaves"),
         pytest.param("/etc/passwd masks/a.png\n", "leaves the root", id="absolute"),
-        pytest.param("/images/none.jpg masks/a.png\n", r"missing files in .*: 1;", id="missing, with a slash"),
+        pytest.param(
+            "/images/none.jpg masks/a.png\n", r"missing files in .*: 1;", id="missing, with a slash"
+        ),
     ],
 )
 def test_wrong_labeled_list(root, text, match):
