@@ -1,6 +1,8 @@
 """Orientation and depth: every kind of file gives the picture that its numbers mean, or is refused."""
 
 import struct
+import sys
+import warnings
 import zlib
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pseudoseg_fast.data.decode import describe_file, image_size, read_image
+from pseudoseg_fast.data import decode
+from pseudoseg_fast.data.decode import UnreadableImage, describe_file, image_size, read_image
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import read_mask
@@ -130,3 +133,69 @@ def test_pages_of_grey_are_channels_for_prediction_too(tmp_path):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     assert np.array_equal(read_image(path), PIXELS)
     assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), PIXELS.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32])
+def test_one_band_is_grey_whatever_its_planes_are_called(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    ids = (PIXELS[..., 0] % 3).astype(kind)
+    Image.fromarray(ids).save(path, tiffinfo={284: 2})
+    grey = ids * (1 if kind == np.uint8 else 127.5)
+    assert np.array_equal(read_image(path, white=2), np.floor(grey + 0.5)[..., None].repeat(3, 2))
+    if kind != np.float32:
+        assert np.array_equal(read_mask(path, Labels(3)), ids)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_inks_are_not_taken_for_colour(tmp_path, separate):
+    path = tmp_path / "a.tif"
+    inks = np.concatenate([DEEP, DEEP[..., :1]], 2)
+    tifffile.imwrite(
+        path,
+        np.moveaxis(inks, 2, 0) if separate else inks,
+        photometric="separated",
+        planarconfig="separate" if separate else "contig",
+    )
+    with pytest.raises(DataError, match=r"a.tif (holds inks|has colour or alpha of 16 bits)"):
+        read_image(path, white=WHITE)
+    assert np.array_equal(read_image(path, 4), inks >> 8)
+
+
+def test_a_tiff_stored_sideways_under_another_name(tmp_path):
+    path = tmp_path / "a.png"
+    grey = PIXELS[..., 0] % 3
+    Image.fromarray(grey).save(path, format="tiff", tiffinfo={ORIENTATION: 6})
+    assert np.array_equal(read_image(path, 1), turned(grey, 6))
+    assert np.array_equal(read_mask(path, Labels(3)), turned(grey, 6))
+
+
+@pytest.mark.parametrize("values", [np.zeros((5, 7, 5), np.uint8), np.zeros((3, 5, 7), np.uint16)], ids=str)
+def test_sizes_are_known_before_pixels_take_memory(tmp_path, monkeypatch, values):
+    path = tmp_path / "a.tif"
+    separate = len(values) == 3
+    tifffile.imwrite(
+        path,
+        values,
+        photometric="rgb" if separate else "minisblack",
+        planarconfig="separate" if separate else "contig",
+        extratags=[(ORIENTATION, 3, 1, 6, True)],
+    )
+    monkeypatch.setattr(decode, "_read_channels", None)
+    assert image_size(path) == (7, 5)
+    with pytest.raises(UnreadableImage, match="has 5 x 7 pixels; expected at most 34 in all"):
+        open_picture(path, 3, None, 34)
+
+
+def test_a_text_named_like_a_tiff_needs_no_package(tmp_path, monkeypatch):
+    (tmp_path / "a.tif").write_text("hello")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for read in (read_image, image_size, describe_file, lambda path: open_picture(path, 3, None, 1000)):
+        with pytest.raises(UnreadableImage, match=r"a.tif cannot be read as a picture: it is no TIFF file"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_picture_of_nothing_but_nan(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((5, 7), np.nan, np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(describe_file(tmp_path / "a.tif")[2])

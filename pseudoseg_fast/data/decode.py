@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,9 @@ UNREADABLE = (
 """What Pillow raises on damaged files: its decoders let through whatever the bytes lead them to."""
 IMAGE_MODES = {1: "L", 3: "RGB"}
 _TIFF = (".tif", ".tiff")
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _PLANES = 256, 257, 258, 259, 284  # tags of TIFF
+# Tags of TIFF
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _PLANES = 256, 257, 258, 259, 277, 284
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,15 +108,18 @@ def read_image(
             except UnidentifiedImageError:
                 if not is_tiff(path):
                     raise
-        pixels, _ = _read_channels(path, white)
+        stored = _read_channels(path, white)
     except DataError:
         raise
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
+    pixels = stored.pixels
+    if channels in IMAGE_MODES and stored.inks:
+        raise DataError(f"{path} holds inks (CMYK); expected grey or RGB, convert it")
     if channels == 3 and pixels.shape[2] == 4:
         pixels = pixels[..., :3]
+    if channels == 3 and pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, axis=2)
     if pixels.shape[2] != channels:
         raise DataError(
             f"{path} has {pixels.shape[2]} channels, expected {channels}: give --model.in_channels {pixels.shape[2]} "
@@ -127,27 +134,40 @@ def image_size(path: File) -> tuple[int, int]:
 
     Raises:
         UnreadableImage: the file is no picture.
+        DataError: only a package that is not installed can read it.
     """
     try:
-        try:
-            with open_whole(path) as image:
-                width, height = image.size
-                if isinstance(
-                    image, TiffImagePlugin.TiffImageFile
-                ):  # whose size newer versions of Pillow turn
-                    width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
-                if width * height == 0:
-                    raise ValueError(f"it has {width} x {height} pixels")
-                return (width, height) if orientation_of(image) in _SIDEWAYS else (height, width)
-        except UnidentifiedImageError:
-            if not is_tiff(path):
-                raise
-            height, width = _read_channels(path)[0].shape[:2]
-            return height, width
+        height, width, orientation = _stored(path)
+        if width * height == 0:
+            raise ValueError(f"it has {width} x {height} pixels")
     except DataError:
         raise
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+    return (width, height) if orientation in _SIDEWAYS else (height, width)
+
+
+def stored_orientation(path: File) -> int:
+    """Return the EXIF orientation that a file is stored in."""
+    return _stored(path)[2]
+
+
+def _stored(path: File) -> tuple[int, int, int]:
+    """Return height and width as a file's header has them, and its EXIF orientation."""
+    try:
+        with open_whole(path) as image:
+            width, height = image.size
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size newer versions of Pillow turn
+                width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
+            return height, width, orientation_of(image)
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise
+    with _open_tiff(path) as file:
+        series = file.series[0]
+        axis = _channel_axis(series.shape, series.axes, path)
+        height, width = (side for index, side in enumerate(series.shape) if index != axis)
+        return height, width, _orientation_tag(file)
 
 
 def describe_file(path: File) -> tuple[str, bool, float | None]:
@@ -168,22 +188,26 @@ def describe_file(path: File) -> tuple[str, bool, float | None]:
                     peak = 256.0 * int(np.max(np.asarray(image.convert("RGB")))) + 255
                     return f"{image.mode} of 16 bits", turned, peak
                 deep = image.mode == "F" or image.mode.startswith("I")
-                return image.mode, turned, float(np.nanmax(np.asarray(image))) if deep else None
+                return image.mode, turned, _peak(np.asarray(image)) if deep else None
         except UnidentifiedImageError:
             if not is_tiff(path):
                 raise
-            pixels, orientation = _read_channels(path)
+            stored = _read_channels(path)
     except DataError:
         raise
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    deep = pixels.dtype != np.uint8
+    pixels = stored.pixels
     return (
-        f"{channels} channels of {pixels.dtype}",
-        orientation != 1,
-        float(np.nanmax(pixels)) if deep else None,
+        f"{pixels.shape[2]} channels of {pixels.dtype}",
+        stored.orientation != 1,
+        None if pixels.dtype == np.uint8 else _peak(pixels),
     )
+
+
+def _peak(pixels: NDArray[Any]) -> float:
+    """Return the largest value, NaN only where there is no other."""
+    return float(np.fmax.reduce(pixels, axis=None))
 
 
 def _read_pillow(path: File, channels: int, white: float | None, at_least: int) -> NDArray[np.uint8]:
@@ -192,7 +216,7 @@ def _read_pillow(path: File, channels: int, white: float | None, at_least: int) 
         if at_least:
             file.draft(None, (at_least, at_least))  # keeps the mode
         if white is not None and has_deep_color(file):
-            if is_tiff(path):
+            if is_tiff(path) and file.mode in ("RGB", "RGBA"):
                 raise UnidentifiedImageError("Pillow keeps the high byte of its 16 bits")
             raise _deep_color_of_no_use(path)
         image = upright(file)
@@ -215,14 +239,18 @@ def open_whole(path: File) -> Image.Image:
     if image.format == "EPS":
         image.close()
         raise UnreadableImage(f"{path} is PostScript, a program; expected a picture such as PNG or JPEG")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and is_tiff(path):
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
-        plain = tags.get(_COMPRESSION, 1) == 1
-        if image.n_frames > 1 or (plain and tags.get(_PLANES) == 2 and max(tags.get(_BITS, (1,))) > 8):
+        planes = tags.get(_PLANES) == 2 and tags.get(_SAMPLES, 1) > 1 and tags.get(_COMPRESSION, 1) == 1
+        if is_tiff(path) and image.n_frames > 1:
             image.close()
-            raise UnidentifiedImageError("Pillow would read its first page, or mix up its planes of 16 bits")
-        if orientation_of(image) in _SIDEWAYS:
-            image.filename = ""  # or Pillow maps the file into memory as if it were stored upright
+            raise UnidentifiedImageError("it has several pages, of which Pillow reads the first")
+        if is_tiff(path) and planes and max(tags.get(_BITS, (1,))) > 8:
+            image.close()
+            raise UnidentifiedImageError("it has separate planes of 16 bits, which Pillow mixes up")
+        if orientation_of(image) in _SIDEWAYS and isinstance(path, Path):
+            image.close()  # a file that Pillow maps into memory would get the sides of the upright picture
+            image = Image.open(io.BytesIO(path.read_bytes()))
     return image
 
 
@@ -231,14 +259,47 @@ def _file(path: File) -> Path | io.BytesIO:
     return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
 
 
-def _read_channels(path: File, white: float | None = None) -> tuple[NDArray[Any], int]:
-    """Read a file upright as [H, W] or [H, W, channels], else as it is, and the orientation that it is stored in."""
+class _Stored(NamedTuple):
+    """Pixels [H, W, channels] of a file, the orientation that it is stored in, and whether they are inks."""
+
+    pixels: NDArray[Any]
+    orientation: int
+    inks: bool
+
+
+def _read_channels(path: File, white: float | None = None) -> _Stored:
+    """Read a file upright and otherwise as it is."""
     if not is_tiff(path):
         with open_whole(path) as image:
             if white is not None and has_deep_color(image):
                 raise _deep_color_of_no_use(path)
             orientation = orientation_of(image)
-            return np.array(upright(image)), orientation
+            pixels = np.array(upright(image))
+        return _Stored(pixels[..., None] if pixels.ndim == 2 else pixels, orientation, image.mode == "CMYK")
+    with _open_tiff(path) as file:
+        series = file.series[0]
+        pixels, axis = series.asarray(), _channel_axis(series.shape, series.axes, path)
+        orientation = _orientation_tag(file)
+        inks = file.pages.first.tags.valueof("PhotometricInterpretation") == 5 and pixels.ndim == 3
+    if pixels.size == 0:
+        raise UnreadableImage(f"{path} cannot be read as a picture: it has no pixels")
+    pixels = pixels[..., None] if axis is None else np.moveaxis(pixels, axis, 2)
+    return _Stored(_turn_array(pixels, orientation), orientation, inks)
+
+
+@contextlib.contextmanager
+def _open_tiff(path: File) -> Iterator[Any]:
+    """Open a file with tifffile.
+
+    Raises:
+        UnreadableImage: it is damaged, or no TIFF file.
+        DataError: the package is not installed.
+    """
+    source = _file(path)
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as opened:
+        start = opened.read(4)
+    if start not in _TIFF_MAGIC:
+        raise UnreadableImage(f"{path} cannot be read as a picture: it is no TIFF file")
     try:
         import tifffile
     except ImportError as error:
@@ -246,24 +307,28 @@ def _read_channels(path: File, white: float | None = None) -> tuple[NDArray[Any]
             f"{path} is a TIFF file that only the package tifffile can read; run: pip install 'pseudoseg-fast[tiff]'"
         ) from error
     try:
-        with tifffile.TiffFile(_file(path)) as file:
-            pixels, axes = file.series[0].asarray(), file.series[0].axes
-            orientation = int(file.pages.first.tags.valueof("Orientation", 1))
-    except (
-        Exception
-    ) as error:  # a damaged file meets tifffile's own errors as well as struct's, numpy's and zlib's
+        with tifffile.TiffFile(source) as file:
+            yield file
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file meets tifffile's own errors, struct's, numpy's and zlib's
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
-    if pixels.size == 0:
-        raise UnreadableImage(f"{path} cannot be read as a picture: it has no pixels")
-    if pixels.ndim == 3 and axes[0] not in "YX" and axes[1:] == "YX":
+
+
+def _channel_axis(shape: Sequence[int], axes: str, path: File) -> int | None:
+    """Return which axis of a TIFF file's array counts channels, None for one of rows and columns alone."""
+    if len(shape) == 2:
+        return None
+    if len(shape) == 3 and axes[:2] == "YX":
+        return 2
+    if len(shape) == 3 and axes[0] not in "YX" and axes[1:] == "YX":
         # Unnamed, "Q", are the axes of an array written as it is: the channels are its shortest one, first or last.
-        if axes[0] != "Q" or pixels.shape[0] <= pixels.shape[2]:
-            pixels = np.moveaxis(pixels, 0, 2)
-    elif not (pixels.ndim == 2 or (pixels.ndim == 3 and axes[:2] == "YX")):
-        raise DataError(
-            f"{path} has the axes {axes} of sizes {list(pixels.shape)}; expected rows, columns and channels"
-        )
-    return _turn_array(pixels, orientation), orientation
+        return 2 if axes[0] == "Q" and shape[2] < shape[0] else 0
+    raise DataError(f"{path} has the axes {axes} of sizes {list(shape)}; expected rows, columns and channels")
+
+
+def _orientation_tag(file: Any) -> int:
+    return int(file.pages.first.tags.valueof("Orientation", 1))
 
 
 def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[np.uint8]:
@@ -303,17 +368,6 @@ def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of a file, 1 where it has none or, TIFF, was turned upright when it was loaded."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) else 1  # damaged headers hold anything
-
-
-def stored_orientation(path: File) -> int:
-    """Return the EXIF orientation that a file is stored in."""
-    try:
-        with open_whole(path) as image:
-            return orientation_of(image)
-    except UnidentifiedImageError:
-        if not is_tiff(path):
-            raise
-        return _read_channels(path)[1]
 
 
 def upright(file: Image.Image) -> Image.Image:
