@@ -181,7 +181,8 @@ class StepLosses(nn.Module):
         """Return the size of the decoder's logits for pictures of this size, which only a pass can tell."""
         if images.shape[-2:] not in self._sizes:
             training = self.network.training
-            probe = self.network.eval()(images[:1])
+            with torch.compiler.set_stance("force_eager"):
+                probe = self.network.eval()(images[:1])
             self.network.train(training)
             self._sizes[images.shape[-2:]] = probe.decoder_logits.shape[-2:]
         return self._sizes[images.shape[-2:]]

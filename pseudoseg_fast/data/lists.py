@@ -306,6 +306,6 @@ def _inside(root: Path, text: str, where: str) -> Path:
         # Many published lists begin their paths with a slash; what such a path names may be missing.
         path = Path(os.path.normpath(root / text.lstrip("/")))
         below = text.startswith("/") and path.is_relative_to(root)
-        if not (below and (path.exists() or not Path(text).exists())):
+        if not (below and (path.exists() or not os.path.exists(text))):
             raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
     return path
