@@ -37,8 +37,23 @@ def test_other_columns_are_passed_over(tmp_path):
         ),
         pytest.param(
             'image,tags\na.jpg,skin\nb.jpg,"hair\nc.jpg,skin\n',
-            r"tags.csv, line 3: .*expected 'image,tags', and a closing quotation mark",
+            r"tags.csv, line 3: .*expected 'image,tags', where quotation marks enclose all of a column",
             id="not closed",
+        ),
+        pytest.param(
+            'image,tags\n"a"b.jpg,skin\n',
+            r"tags.csv, line 2: .*quotation marks enclose all of a column, and those inside are doubled",
+            id="closed too early",
+        ),
+        pytest.param(
+            "image,tags,split,who\na.jpg,skin,hair,1,me\n",
+            r"tags.csv, line 2: expected the 4 columns of the header, got 5; separate tags by ;",
+            id="too many columns",
+        ),
+        pytest.param(
+            "image;tags\na.jpg;skin\n",
+            r"expected the header 'image,tags', with columns separated by commas, got 'image;tags'",
+            id="semicolons",
         ),
         pytest.param(
             'image,tags\na.jpg,"' + 200_000 * "x",
@@ -76,6 +91,7 @@ def test_tags_of_some_pictures():
     every = tags.Tags([f"{number}.jpg" for number in range(11)], shown)
     assert every.only({"10.jpg", "2.jpg", "99.jpg"}) == {"10.jpg": (10,), "2.jpg": (2,)}
     assert dict(every.only(set())) == {}
+    assert every.only({"99.jpg", *every}) is every
 
 
 def test_shares_of_tagged_pictures(monkeypatch):

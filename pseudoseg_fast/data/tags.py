@@ -46,6 +46,8 @@ class Tags(Mapping[str, tuple[int, ...]]):
     def only(self, names: Set[str]) -> Tags:
         """Return the tags of the named pictures alone."""
         kept = [place for place, name in enumerate(self.names) if name in names]
+        if len(kept) == len(self):
+            return self
         shown = np.unpackbits(self.shown[kept], axis=1, count=self.classes).astype(bool)
         return Tags([self.names[place] for place in kept], shown)
 
@@ -86,14 +88,16 @@ def read_tags(path: str | Path, classes: Sequence[str], root: str | Path | None 
     header = next(lines, (1, []))[1]
     if lacking := {"image", "tags"}.difference(header):
         raise DataError(
-            f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', "
-            f"got {','.join(header)!r}"
+            f"{path} has no column {' and no '.join(sorted(lacking))}; expected the header 'image,tags', with columns "
+            f"separated by commas, got {','.join(header)!r}"
         )
     columns = header.index("image"), header.index("tags")
     for line, fields in lines:
         where = f"{path}, line {line}"
         if len(fields) > len(header):
-            raise DataError(f"{where}: expected two columns, got {len(fields)}; separate tags by ;")
+            raise DataError(
+                f"{where}: expected the {len(header)} columns of the header, got {len(fields)}; separate tags by ;"
+            )
         if len(fields) <= max(columns):
             raise DataError(
                 f"{where}: expected 'image,tags', got {','.join(fields)[:80]!r}; the line of a picture that shows no "
@@ -130,8 +134,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise DataError(f"{path} is no UTF-8 text: {error}") from error
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {line}: {error}; expected 'image,tags', and a closing quotation mark for each opening "
-                "one"
+                f"{path}, line {line}: {error}; expected 'image,tags', where quotation marks enclose all of a column, "
+                "and those inside are doubled"
             ) from error
 
 
