@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pseudoseg_fast.data.labels import Labels, read_color_map, read_label_map
 from pseudoseg_fast.data.layouts import LISTS, guess, read_tree
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import (
+    SHOWN,
     DataError,
     Index,
     Sample,
@@ -99,7 +101,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         val=val,
         labeled=known,
         unlabeled=others,
-        tags=find_tags(config, root, tree, classes, labels, others) if unlabeled else Tags(),
+        tags=find_tags(config, root, tree, classes, labels, others, [*known, *val]) if unlabeled else Tags(),
         pixels=pixels[: len(known)].sum(0).tolist(),
         shown=(pixels[: len(known)] > 0).sum(0).tolist(),
         val_pixels=pixels[len(known) :].sum(0).tolist(),
@@ -233,8 +235,18 @@ def find_tags(
     classes: Sequence[str],
     labels: Labels,
     unlabeled: Pool,
+    masked: Sequence[Sample],
 ) -> Tags:
     """Return the tags of the unlabelled pictures: those of a file, or those that their hidden masks show.
+
+    Args:
+        config: names the file.
+        root: folder that its names are relative to, but for those of shards.
+        tree: what the layout has found.
+        classes: names that tags may be.
+        labels: what the values in hidden masks mean.
+        unlabeled: the pictures; of a stream all are taken to have tags that are not in ``masked``.
+        masked: labelled and val pictures, whose lines in the file are no mistake.
 
     Raises:
         DataError: the file is wrong or tags other pictures alone, a picture has no class though each of its pixels
@@ -243,9 +255,7 @@ def find_tags(
     if not config.tags:
         return Tags()
     if config.tags != FROM_MASKS:
-        tags = read_tags(config.tags, classes, root)
-        if not isinstance(unlabeled, Stream):
-            tags = _of_pictures(tags, unlabeled, root, config)
+        tags = _of_pictures(read_tags(config.tags, classes, root), unlabeled, masked, root, config)
         if background_class(config.background, classes) is None and (nothing := tags.without_classes()):
             raise DataError(
                 f"{config.tags} tags {nothing[0]} and {len(nothing) - 1} other pictures with nothing, expected one "
@@ -258,44 +268,64 @@ def find_tags(
         hidden = {sample.name: sample for sample in listed if sample.mask}
     else:
         hidden = {sample.name: sample for sample in tree.samples if sample.mask}
-    masked = [hidden[name] for name in unlabeled.names if name in hidden]
-    if not masked:
+    shown = {name: hidden[name] for name in unlabeled.names if name in hidden}
+    if not shown:
         raise DataError(
             "data.tags masks expects unlabelled pictures whose masks exist, and none has one: name them in the second "
             "column of --data.unlabeled LIST, or give a --data.layout that knows them"
         )
     logger.info(
         "the hidden masks of %d of %d unlabelled pictures are read, for their tags alone",
-        len(masked),
+        len(shown),
         len(unlabeled),
     )
-    return tags_from_masks(list({sample.name: sample for sample in masked}.values()), labels)
+    return tags_from_masks(list(shown.values()), labels)
 
 
-def _of_pictures(tags: Tags, unlabeled: Samples | ShardSamples, root: Path, config: DataConfig) -> Tags:
-    """Return the tags of the unlabelled pictures; a file may have labelled ones, too, and be of a whole data set.
+def _of_pictures(
+    tags: Tags, unlabeled: Pool, masked: Sequence[Sample], root: Path, config: DataConfig
+) -> Tags:
+    """Return the tags of the unlabelled pictures; a file may have masked ones, too, and be of a larger data set.
 
     Raises:
         DataError: they are of none.
     """
-    known = set(tags).intersection(unlabeled.names)
+    others = {sample.name for sample in masked}
+    stream = isinstance(unlabeled, Stream)
+    known = set(tags).difference(others) if stream else set(tags).intersection(unlabeled.names)
+    example = "pool-000000.tar/0007.jpg" if stream else unlabeled[0].name
     if not known:
         raise DataError(
             f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
-            f"those of the list, such as {unlabeled[0].name}, got {next(iter(tags))}"
+            f"those of the unlabelled pictures, such as {example}, got {next(iter(tags))}"
         )
-    strange = [name for name in tags if name not in known and not os.path.isfile(root / name)]
-    if strange:
+    strange = [name for name in tags if name not in known and name not in others]
+    # Whether each is there takes minutes to find out on a network file system; a few from all over say enough.
+    looked_up = strange[:: math.ceil(len(strange) / SHOWN) or 1]
+    if absent := [name for name in looked_up if not _is_there(name, unlabeled, root)]:
         logger.warning(
-            "%s: %d of %d lines are of no picture, and left out; names must be those of the unlabelled pictures, such "
-            "as %s, got\n%s",
+            "%s: %d of %d lines are of pictures that are not in use, and left out; of %d of these pictures looked up "
+            "%d are not there; names must be those of the unlabelled pictures, such as %s, got\n%s",
             config.tags,
             len(strange),
             len(tags),
-            unlabeled[0].name,
-            shorten(strange),
+            len(looked_up),
+            len(absent),
+            example,
+            shorten(absent),
         )
     return tags.only(known)
+
+
+def _is_there(name: str, unlabeled: Pool, root: Path) -> bool:
+    """Say whether a name that is of no unlabelled picture is of a file, or of a shard beside those in use."""
+    if os.path.isfile(root / name):
+        return True
+    if not isinstance(unlabeled, ShardSamples):
+        return False
+    shards = {Path(shard) for shard in unlabeled.shards}
+    beside = {shard.parent / name.partition("/")[0] for shard in shards}
+    return any(shard.is_file() for shard in beside - shards)
 
 
 def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:
