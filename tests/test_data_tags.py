@@ -1,15 +1,18 @@
 """Tags files: whatever is wrong with one is named with its line, and they tag the unlabelled pictures alone."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import tiny
 
 from pseudoseg_fast.config import DataConfig
-from pseudoseg_fast.data import tags
+from pseudoseg_fast.data import sets, tags
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.sets import read_data
 
 CLASSES = ["skin", "hair"]
+LISTS = {name: f"{name}.txt" for name in ("labeled", "unlabeled", "val", "classes")}
 
 
 def read(tmp_path, data):
@@ -74,16 +77,68 @@ def test_pictures_of_the_unlabelled_list_alone_count(tmp_path, caplog):
     root = tiny.make_set(tmp_path / "pictures")
     lines = ["images/1.png,disc", "images/2.png,", "images/5.png,square", "none.png,square", "2.png,square"]
     tiny.write(root / "tags.csv", ["image,tags", *lines])
-    lists = {name: f"{name}.txt" for name in ("labeled", "unlabeled", "val", "classes")}
-    found = read_data(DataConfig(str(root), tags="tags.csv", **lists)).tags
+    found = read_data(DataConfig(str(root), tags="tags.csv", **LISTS)).tags
     assert found == {"images/1.png": (1,), "images/2.png": ()}
     assert found.shares() == [0, 0.5, 0]
-    assert "tags.csv: 2 of 5 lines are of no picture" in caplog.text
+    assert "2 of 5 lines are of pictures that are not in use, and left out; 2 of 2 looked up" in caplog.text
     assert "such as images/0.png, got\n  2.png\n  none.png" in caplog.text
     tiny.write(root / "tags.csv", ["image,tags", *lines[:3]])
     caplog.clear()
-    assert read_data(DataConfig(str(root), tags="tags.csv", **lists)).tags == found
+    assert read_data(DataConfig(str(root), tags="tags.csv", **LISTS)).tags == found
     assert not caplog.records
+
+
+def test_of_many_other_pictures_a_few_are_looked_up(tmp_path, caplog, monkeypatch):
+    root = tiny.make_set(tmp_path / "pictures")
+    others = [f"others/{number:03}.png" for number in range(995)]
+    tiny.write(
+        root / "tags.csv",
+        ["image,tags", "images/1.png,disc", "images/5.png,disc", *(f"{name}," for name in others)],
+    )
+    looked_up = []
+    monkeypatch.setattr(
+        sets.os.path, "isfile", lambda path: looked_up.append(path) or path != root / others[300]
+    )
+    config = DataConfig(str(root), tags="tags.csv", **LISTS)
+    assert read_data(config).tags == {"images/1.png": (1,)}
+    assert len([path for path in looked_up if "others" in str(path)]) == 10
+    assert "995 of 997 lines are of pictures that are not in use" in caplog.text
+    assert "1 of 10 looked up do not exist" in caplog.text
+    assert caplog.text.endswith(f"got\n  {others[300]}\n")
+
+
+def test_a_file_of_all_shards_is_meant_for_some(tmp_path, caplog):
+    root = tiny.make_set(tmp_path / "pictures")
+    for shard in range(3):
+        with tarfile.open(root / f"pool-{shard}.tar", "w") as file:
+            for number in (1, 2):
+                file.add(root / f"images/{number}.png", f"{number}.png")
+    lines = [f"pool-{shard}.tar/{number}.png,disc" for shard in range(3) for number in (1, 2)]
+    tiny.write(root / "tags.csv", ["image,tags", *lines])
+    config = DataConfig(str(root), tags="tags.csv", **LISTS | {"unlabeled": "pool-{0..0}.tar"})
+    found = read_data(config).tags
+    assert found == {"pool-0.tar/1.png": (1,), "pool-0.tar/2.png": (1,)}
+    assert not caplog.records
+    tiny.write(root / "tags.csv", ["image,tags", *lines, "pool-0.tar/3.png,disc", "pool-3.tar/1.png,disc"])
+    assert read_data(config).tags == found
+    assert "6 of 8 lines are of pictures that are not in use, and left out; 2 of 6 looked up" in caplog.text
+    assert "got\n  pool-0.tar/3.png\n  pool-3.tar/1.png" in caplog.text
+
+
+def test_tags_of_a_stream_are_all_but_those_of_masked_pictures(tmp_path):
+    root = tiny.make_set(tmp_path / "pictures")
+    lines = ["images/0.png,square", "images/5.png,square"]
+    stream = {"unlabeled": "http://127.0.0.1:9/0.tar", "unlabeled_size": 7}
+    config = DataConfig(str(root), tags="tags.csv", **LISTS | stream)
+    tiny.write(root / "tags.csv", ["image,tags", *lines, "0.tar/0.png,disc"])
+    found = read_data(config).tags
+    assert found == {"0.tar/0.png": (1,)}
+    assert found.shares() == [0, 1, 0]
+    tiny.write(root / "tags.csv", ["image,tags", *lines])
+    with pytest.raises(
+        DataError, match=r"tags no picture of http:.* such as pool-0+.tar/0007.jpg, got images/0.png"
+    ):
+        read_data(config)
 
 
 def test_tags_of_some_pictures():

@@ -245,8 +245,8 @@ def find_tags(
         tree: what the layout has found.
         classes: names that tags may be.
         labels: what the values in hidden masks mean.
-        unlabeled: the pictures; of a stream all are taken to have tags that are not in ``masked``.
-        masked: labelled and val pictures, whose lines in the file are no mistake.
+        unlabeled: the pictures; of a stream, whose names nobody knows, all lines count that are not of ``masked`` ones.
+        masked: labelled and val pictures, whose lines are left out without a word.
 
     Raises:
         DataError: the file is wrong or tags other pictures alone, a picture has no class though each of its pixels
@@ -304,13 +304,13 @@ def _of_pictures(
     looked_up = strange[:: math.ceil(len(strange) / SHOWN) or 1]
     if absent := [name for name in looked_up if not _is_there(name, unlabeled, root)]:
         logger.warning(
-            "%s: %d of %d lines are of pictures that are not in use, and left out; of %d of these pictures looked up "
-            "%d are not there; names must be those of the unlabelled pictures, such as %s, got\n%s",
+            "%s: %d of %d lines are of pictures that are not in use, and left out; %d of %d looked up do not exist; names "
+            "must be those of the unlabelled pictures, such as %s, got\n%s",
             config.tags,
             len(strange),
             len(tags),
-            len(looked_up),
             len(absent),
+            len(looked_up),
             example,
             shorten(absent),
         )
