@@ -51,7 +51,8 @@ class MethodConfig:
         weight_sa: weight of L_sa, the attention head's loss on labelled pictures.
         weight_x: weight of L_x, the classifier's loss.
         weight_u: weight of L_u, the consistency loss.
-        start_u: first step that uses unlabelled data; before it training is supervised. Below 1: a share of the run.
+        start_u: first step that uses unlabelled data; before it training is supervised. Below 1 it is a share of
+            the run, in whose configuration it becomes a step; 1 is the second step.
         ramp_u: steps, or below 1 the share of the run, over which L_u then grows linearly to its weight.
         ema: decay of the weights' moving average, which then makes the pseudo labels in evaluation mode and is what
             is evaluated; 0 turns it off, and labels come from the model itself in training mode.
