@@ -204,12 +204,15 @@ def check(
     report_duplicates(scans, report)
     if config.tags and classes and len(pool):
         try:
-            tags = find_tags(config, root, tree, classes, labels, pool)
+            masked = [*sets["labelled"], *sets["val"]]
+            tags = find_tags(config, root, tree, classes, labels, pool, masked)
         except DataError as error:
             report.errors.append(str(error))
         else:
             report.notes.append(
-                f"{len(tags)} of {len(pool)} unlabelled pictures have tags, which --config tagged learns from"
+                f"{config.tags} has tags of {len(tags)} pictures; which of them are streamed is not known"
+                if isinstance(pool, Stream)
+                else f"{len(tags)} of {len(pool)} unlabelled pictures have tags, which --config tagged learns from"
             )
     usable = [
         one.sample

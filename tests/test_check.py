@@ -341,7 +341,10 @@ TAGS = {
     "some of no picture": (
         ["images/train/3.png,ground", "3.png,wall"],
         0,
-        ["warning: tags.csv: 1 of 2 lines are of no picture", "such as images/train/3.png, got\n  3.png"],
+        [
+            "warning: tags.csv: 1 of 2 lines are of pictures that are not in use",
+            "such as images/train/3.png, got\n  3.png",
+        ],
     ),
     "of no picture": (["3.png,wall"], 1, ["error: tags.csv tags no picture of the unlabelled ones"]),
     "of no class": (["images/train/3.png,wal"], 1, ["line 2: 'wal' is no class; did you mean 'wall'"]),
@@ -366,12 +369,13 @@ def test_tags_from_hidden_masks(root, capsys):
 
 
 def test_streamed_pictures_are_left_out(root, capsys):
-    tiny.write(root / "tags.csv", ["image,tags", "0.tar/0.png,ground"])
+    names = ["images/train/0.png", "images/val/4.png", *(f"0.tar/{number}.png" for number in range(9))]
+    tiny.write(root / "tags.csv", ["image,tags", *(f"{name},ground" for name in names)])
     options = ["--data.unlabeled=http://127.0.0.1:9/0.tar", "--data.tags=tags.csv"]
     status, printed = run(capsys, root, *options, "--data.unlabeled_size=7")
     assert status == 0, printed
     assert "warning: pictures that are streamed are not read" in printed
-    assert "1 of 7 unlabelled pictures have tags" in printed
+    assert "tags.csv has tags of 9 pictures; which of them are streamed is not known" in printed
     status, printed = run(capsys, root, *options)
     assert status == 1
     assert "--data.unlabeled_size N" in printed

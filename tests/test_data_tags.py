@@ -1,5 +1,6 @@
 """Tags files: whatever is wrong with one is named with its line, and they tag the unlabelled pictures alone."""
 
+import os
 import tarfile
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tiny
 
 from pseudoseg_fast.config import DataConfig
-from pseudoseg_fast.data import sets, tags
+from pseudoseg_fast.data import tags
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.sets import read_data
 
@@ -95,10 +96,13 @@ def test_of_many_other_pictures_a_few_are_looked_up(tmp_path, caplog, monkeypatc
         root / "tags.csv",
         ["image,tags", "images/1.png,disc", "images/5.png,disc", *(f"{name}," for name in others)],
     )
+    (root / "others").mkdir()
+    for name in others:
+        (root / name).touch()
+    (root / others[300]).unlink()
     looked_up = []
-    monkeypatch.setattr(
-        sets.os.path, "isfile", lambda path: looked_up.append(path) or path != root / others[300]
-    )
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: looked_up.append(path) or isfile(path))
     config = DataConfig(str(root), tags="tags.csv", **LISTS)
     assert read_data(config).tags == {"images/1.png": (1,)}
     assert len([path for path in looked_up if "others" in str(path)]) == 10

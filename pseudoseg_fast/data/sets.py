@@ -304,8 +304,8 @@ def _of_pictures(
     looked_up = strange[:: math.ceil(len(strange) / SHOWN) or 1]
     if absent := [name for name in looked_up if not _is_there(name, unlabeled, root)]:
         logger.warning(
-            "%s: %d of %d lines are of pictures that are not in use, and left out; %d of %d looked up do not exist; names "
-            "must be those of the unlabelled pictures, such as %s, got\n%s",
+            "%s: %d of %d lines are of pictures that are not in use, and left out; %d of %d looked up do not exist; "
+            "names must be those of the unlabelled pictures, such as %s, got\n%s",
             config.tags,
             len(strange),
             len(tags),
