@@ -224,7 +224,11 @@ class RunConfig:
 
 @dataclass
 class Config:
-    """One run."""
+    """One run.
+
+    Shares of the run, such as ``method.start_u`` 0.4, become steps of ``optim.steps`` when a Config is made. What
+    :func:`to_dict` gives, and a run writes to ``config.yaml``, has the steps: other ``optim.steps`` do not change them.
+    """
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -344,7 +348,15 @@ def parse_config(arguments: list[str], prog: str, description: str) -> Config:
 
     Options count for more than ``--config``, wherever they stand. ``--run.resume`` without a value means auto.
     """
-    parser = make_parser(prog, description)
+    return parse(make_parser(prog, description), arguments)[0]
+
+
+def parse(parser: Parser, arguments: list[str]) -> tuple[Config, Namespace]:
+    """Parse a command line as :func:`parse_config` does, with a parser that may have been given more options.
+
+    Returns:
+        The configuration, and the values of all options.
+    """
     configs: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
@@ -372,12 +384,12 @@ def from_dict(values: dict[str, Any]) -> Config:
         ValueError: an option is unknown, missing or has a bad value.
     """
     parser = make_parser("config", "", exit_on_error=False)
-    return _build(parser, parser.parse_object(values))
+    return _build(parser, parser.parse_object(values))[0]
 
 
-def _build(parser: ArgumentParser, namespace: Namespace) -> Config:
+def _build(parser: ArgumentParser, namespace: Namespace) -> tuple[Config, Namespace]:
     values = parser.instantiate(namespace)
-    return Config(**{group.name: values[group.name] for group in dataclasses.fields(Config)})
+    return Config(**{group.name: values[group.name] for group in dataclasses.fields(Config)}), values
 
 
 def to_dict(config: Any) -> dict[str, Any]:
