@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import logging
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pseudoseg_fast import visualize
-from pseudoseg_fast.config import DataConfig, ModelConfig, parse_config, to_dict
+from pseudoseg_fast.config import DataConfig, ModelConfig, make_parser, parse, to_dict
 from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
 from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, read_label_map
@@ -31,9 +30,13 @@ from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tag
 from pseudoseg_fast.data.stream import Stream
 
 PROG = "python -m pseudoseg_fast.check"
-OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, and
---picture FILE, which samples are drawn to (check.png), and --save FILE, which gets the data options, the channels, mean
-and standard deviation for --config."""
+OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, --picture
+and --save."""
+SAVED = (
+    *("root", "layout", "labeled", "unlabeled", "unlabeled_size", "val", "classes", "tags", "background"),
+    *("ignore_index", "label_map", "reduce_zero_label", "color_map", "mask_orientation", "white"),
+)
+"""The data options that say what the set is, and not what training makes of it."""
 EXAMPLES = 6
 
 
@@ -108,7 +111,7 @@ def read_sets(
 def scan_sets(
     sets: dict[str, list[Sample]], labels: Labels, channels: int, white: float | None
 ) -> tuple[dict[str, list[Scan]], NDArray[np.int64]]:
-    """Read every file once; return what each set holds, and [channels, 256] values of the training pictures."""
+    """Read every file; return what each set holds, and [channels, 256] values of the training pictures."""
     masked = {sample.image: sample for part in sets.values() for sample in part if sample.mask}
 
     def key(sample: Sample) -> Sample:
@@ -164,15 +167,24 @@ def draw_samples(
 
 
 def check(
-    config: DataConfig, channels: int | None, picture: Path | None, report: Report
+    config: DataConfig,
+    channels: int,
+    picture: Path,
+    report: Report,
+    *,
+    fixed: bool = False,
+    saved: bool = False,
 ) -> dict[str, object]:
     """Read all files of a data set and report.
 
     Args:
         config: the data set.
-        channels: of a picture; None takes those of the pictures where they are neither grey nor colour, else 3.
-        picture: where samples are drawn to, if anywhere.
+        channels: of a picture, as configured.
+        picture: where samples are drawn to.
         report: gets what is found.
+        fixed: pictures of other channels are errors; else those of the pictures take the place of ``channels`` where
+            they are neither grey nor colour.
+        saved: the channels are written for training, which needs no word about them then.
 
     Returns:
         Channels, mean and standard deviation of the training pictures for the configuration of a model.
@@ -193,11 +205,12 @@ def check(
         labels = Labels(MAX_CLASSES, config.ignore_index, read_label_map(config.label_map, root))
     sets, pool = read_sets(config, root, tree, report)
     every = [sample for part in sets.values() for sample in part]
-    if channels is None:
-        channels = ModelConfig.in_channels
-        if every and (found := find_channels(every)):
-            channels = found
-            report.notes.append(f"the pictures have {channels} channels: --model.in_channels {channels}")
+    if every and not fixed and (found := find_channels(every)) not in (None, channels):
+        (report.notes if saved else report.warnings).append(
+            f"the pictures have {found} channels, the configuration {channels}: "
+            + (f"--save writes {found}" if saved else f"train with --model.in_channels {found}")
+        )
+        channels = found
     scans, levels = scan_sets(sets, labels, channels, config.white)
     report_pictures(scans, channels, config.white, report)
     report_masks(scans, classes, labels, report)
@@ -220,7 +233,7 @@ def check(
         for one in scans[name]
         if not (one.problem or one.mask_problem)
     ]
-    if picture and classes and usable:
+    if classes and usable:
         try:
             draw_samples(usable, classes, labels, config, channels, picture)
         except (OSError, ValueError) as error:
@@ -244,16 +257,19 @@ def check(
 
 
 def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
-    """Write a configuration for ``--config``, whole or not at all.
+    """Write a configuration for ``--config``, whole or not at all: what is set of the options in ``SAVED``.
+
+    Args:
+        path: the new file.
+        config: the data set; its root is made absolute.
+        model: channels, mean and standard deviation.
 
     Raises:
         ValueError: the file is there already.
     """
-    default = to_dict(DataConfig(config.root))
-    changed = {
-        name: value for name, value in to_dict(config).items() if name == "root" or value != default[name]
-    }
-    values = {"data": changed, "model": model}
+    root = config.root if config.root == DEMO else os.path.abspath(config.root)
+    given, default = to_dict(config) | {"root": root}, to_dict(DataConfig(""))
+    values = {"data": {name: given[name] for name in SAVED if given[name] != default[name]}, "model": model}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         yaml.safe_dump(values, file, sort_keys=False)
     try:
@@ -265,18 +281,22 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
             os.unlink(file.name)
 
 
-def prepare(picture: Path, saved: Path | None) -> None:
-    """Make the folders of what is to be written, before all is read.
+def prepare(picture: str, saved: str | None) -> tuple[Path, Path | None]:
+    """Return where to write, and make the folders, before all is read.
 
     Raises:
-        ValueError: the configuration is there already.
+        ValueError: the configuration is there already, or a name is empty.
         OSError: a folder cannot be made.
     """
+    for option, name in (("--picture", picture), ("--save", saved)):
+        if name == "":
+            raise ValueError(f"{option} expects the name of a file, got an empty one; give {option} FILE")
     if saved and os.path.lexists(saved):
         raise ValueError(f"{saved} is there already; remove it, or choose another --save")
-    for path in (picture, saved):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    for name in (picture, saved):
+        if name:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+    return Path(picture), Path(saved) if saved else None
 
 
 def printable(text: str) -> str:
@@ -286,28 +306,36 @@ def printable(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; status 1 where the data set has errors, 2 for wrong options."""
-    parser = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
-    parser.add_argument("--picture", type=Path, default=Path("check.png"))
-    parser.add_argument("--save", type=Path)
-    own, rest = parser.parse_known_args(arguments)
-    config = parse_config(rest, PROG, f"{__doc__} {OPTIONS}")
-    data, channels = config.data, config.model.in_channels
-    given = channels != ModelConfig.in_channels or any(
-        argument.partition("=")[0] == "--model.in_channels" for argument in rest
+    parser = make_parser(PROG, f"{__doc__} {OPTIONS}")
+    parser.add_argument(
+        "--picture", type=str, default="check.png", metavar="FILE", help="where samples are drawn to"
     )
+    parser.add_argument(
+        "--save",
+        type=str,
+        metavar="FILE",
+        help="where to write, for --config of training, the data options that say what the set is (root, layout, "
+        "lists, classes, tags, masks, white) and the pictures' channels, mean and standard deviation",
+    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config, own = parse(parser, arguments)
+    fixed = any(argument.partition("=")[0] == "--model.in_channels" for argument in arguments)
+    report = Report()
     try:
-        prepare(own.picture, own.save)
-        report = Report()
-        with logged_to(report):
-            model = check(data, channels if given else None, own.picture, report)
-        print(printable(str(report)))
-        if own.save and model:
-            root = data.root if data.root == DEMO else os.path.abspath(data.root)
-            save(own.save, dataclasses.replace(data, root=root), model)
-            print(f"configuration: --config {own.save}")
-    except DataError as error:
-        print(printable(f"error: {error}"))
-        return 1
+        picture, saved = prepare(own.picture, own.save)
+        try:
+            with logged_to(report):
+                model = check(
+                    config.data, config.model.in_channels, picture, report, fixed=fixed, saved=bool(saved)
+                )
+        except DataError as error:
+            model = {}
+            report.errors.append(str(error))
+        finally:
+            print(printable(str(report)))
+        if saved and model:
+            save(saved, config.data, model)
+            print(f"configuration: --config {saved}")
     except (ValueError, OSError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2

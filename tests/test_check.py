@@ -1,5 +1,6 @@
 """The checker names each kind of damage with its file and what to do, and its figures are right."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ import yaml
 from PIL import Image
 
 from pseudoseg_fast import check
-from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.config import DataConfig, parse_config
 
 
 def save(path, array, **options):
@@ -308,9 +309,18 @@ def test_channels_are_those_of_the_pictures(root, tmp_path, capsys):
         pixels = np.full((4, 6, 5), number, np.uint8)
         tifffile.imwrite(path.with_suffix(".tif"), pixels, photometric="minisblack", planarconfig="contig")
         path.unlink()
+    (tmp_path / "three.yaml").write_text("model: {in_channels: 3}\n")
+    for arguments in ([], [f"--config={tmp_path / 'three.yaml'}"]):
+        status, printed = run(capsys, root, *arguments)
+        assert status == 0, printed
+        expected = (
+            "warning: the pictures have 5 channels, the configuration 3: train with --model.in_channels 5"
+        )
+        assert expected in printed
     status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
     assert status == 0, printed
-    assert "the pictures have 5 channels: --model.in_channels 5" in printed
+    assert "the pictures have 5 channels, the configuration 3: --save writes 5" in printed
+    assert "warning: the pictures" not in printed
     model = yaml.safe_load((tmp_path / "data.yaml").read_text())["model"]
     assert model["in_channels"] == len(model["mean"]) == len(model["std"]) == 5
     for argument in ("--model.in_channels=3", "--model.in_channels=4"):
@@ -329,6 +339,62 @@ def test_presets_and_saved_options_are_read(root, tmp_path, capsys):
     assert run(capsys, root, "--config", "small", "--config", str(saved))[0] == 0
     assert tiny.status(check.main, ["--config=smal", f"--data.root={root}"]) == 2
     assert "did you mean 'small'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "given"),
+    [
+        (["--config=small"], {}),
+        (["--config=small", "--data.crop_size=513", "--data.scales=[1]"], {}),
+        (["--config=camvid"], {"layout": "folder"}),
+        (
+            ["--data.ignore_index=254", "--data.label_map=7:1", "--data.background=null"],
+            {"background": None, "ignore_index": 254, "label_map": "7:1"},
+        ),
+    ],
+)
+def test_what_describes_the_set_is_saved_and_nothing_else(root, tmp_path, capsys, preset, given):
+    saved = tmp_path / "data.yaml"
+    run(capsys, root, *preset, "--data.classes=classes.txt", f"--save={saved}")
+    values = yaml.safe_load(saved.read_text())
+    assert values["data"] == {"root": str(root), "classes": "classes.txt", **given}
+    assert set(values["model"]) == {"in_channels", "mean", "std"}
+
+
+def test_options_are_saved_or_known_to_be_of_training():
+    training = {"short_side", "crop_size", "scales", "color_jitter", "cutout", "cache", "workers"}
+    assert {field.name for field in dataclasses.fields(DataConfig)} == training.union(check.SAVED)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--pictur=x", "did you mean '--picture'?"),
+        ("--sav=x", "did you mean '--save'?"),
+        ("--save", "argument --save: expected one argument\npython -m pseudoseg_fast.check --help lists all"),
+        ("--save=", "--save expects the name of a file, got an empty one"),
+        ("--picture=", "--picture expects the name of a file, got an empty one"),
+    ],
+)
+def test_options_of_its_own_are_options_like_all_others(root, unread, capsys, argument, expected):
+    assert tiny.status(check.main, [f"--data.root={root}", argument]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_help_has_all_options(capsys):
+    assert tiny.status(check.main, ["--help"]) == 0
+    usage, _, options = capsys.readouterr().out.partition("\noptions:\n")
+    for option in ("--picture FILE", "--save FILE", "--data.root ROOT"):
+        assert option in usage
+        assert option in options
+
+
+def test_an_error_costs_no_report(root, capsys):
+    status, printed = run(capsys, root, "--data.classes=none.txt")
+    assert status == 1
+    assert "for the layout folder, since it has images and masks; --data.layout says otherwise" in printed
+    assert printed.splitlines()[-1].startswith("error: no file at")
+    assert logging.getLogger("pseudoseg_fast").handlers == []
 
 
 TAGS = {

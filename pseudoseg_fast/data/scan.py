@@ -1,4 +1,4 @@
-"""Read every file of a data set once, in threads, and note what it holds; nothing that is wrong stops it."""
+"""Read every file of a data set, in threads, and note what it holds; nothing that is wrong stops it."""
 
 from __future__ import annotations
 
