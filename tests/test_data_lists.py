@@ -125,7 +125,11 @@ def test_tags(root):
             "image,tags\na.jpg,skin;hiar\n", "line 2: 'hiar' is no class; did you mean 'hair'", id="typo"
         ),
         pytest.param("image,labels\na.jpg,skin\n", "has no column tags", id="header"),
-        pytest.param("image,tags\na.jpg,skin,hair\n", "line 2: expected two columns", id="commas"),
+        pytest.param(
+            "image,tags\na.jpg,skin,hair\n",
+            "line 2: expected the 2 columns of the header, got 3",
+            id="commas",
+        ),
         pytest.param("image,tags\na.jpg,skin\na.jpg,hair\n", "line 3: a.jpg has tags already", id="twice"),
         pytest.param("image,tags\n", "is empty", id="empty"),
     ],
