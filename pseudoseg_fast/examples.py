@@ -26,7 +26,7 @@ from pseudoseg_fast.method import pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
 from pseudoseg_fast.sgc import foreground_classes
-from pseudoseg_fast.step import single
+from pseudoseg_fast.step import weak_pass
 from pseudoseg_fast.visualize import Pixels
 from pseudoseg_fast.whole_file import replacing
 
@@ -96,7 +96,7 @@ class Examples:
         SGC             the most likely class after self-attention
         fused label     the most likely class of the pseudo label, at its size; white pixels teach nothing
         confidence      the label's maximum, from black to white; of a supervised run the decoder's
-        decoder         the prediction
+        decoder         the prediction; with ``flip_labels`` it is averaged like the label, and so are CAM and SGC
         truth           the mask; white pixels have no label
         ==============  =============================================================================================
 
@@ -122,7 +122,7 @@ class Examples:
             method = dataclasses.replace(method, gamma=1.0)
         training = network.training
         network.eval()
-        outputs = single(network(views["weak"].to(device), sgc=True, valid=views["valid"].to(device)))
+        outputs = weak_pass(network, method, views["weak"].to(device), views["valid"].to(device))
         network.train(training)
         assert outputs.sgc_logits is not None
         assert outputs.cam is not None

@@ -41,6 +41,8 @@ class MethodConfig:
         exclude_untagged: in image-level mode, classes that a picture's tags do not name get no share of its pseudo
             label, neither through SGC nor through the decoder; the tagged ones have it, rare ones most; not in the
             paper. Needs norm "none".
+        flip_labels: make the label from the weak view and its mirror image, whose logits are averaged: a better label
+            for the price of one more pass without gradients; not in the paper.
         class_weight: weights of the classes in L_s and L_sa, one for each, or "balanced": inversely proportional to
             their pixels in the labelled set, which rare classes may need.
         weight_dice: weight of a Dice loss beside L_s, on labelled pictures alone unless ``dice_unlabeled`` is set, for
@@ -72,6 +74,7 @@ class MethodConfig:
     cutmix: float = 0.0
     image_labels: bool = False
     exclude_untagged: bool = False
+    flip_labels: bool = False
     class_weight: Literal["balanced"] | tuple[float, ...] | None = None
     weight_dice: float = 0.0
     dice_unlabeled: bool = False
@@ -319,6 +322,22 @@ def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
     mixed = weak._replace(decoder_logits=mix(weak.decoder_logits), sgc_logits=mix(weak.sgc_logits))
     return mix(strong), mixed, mix(valid)
+
+
+def mean_of_mirrored(outputs: Outputs) -> Outputs:
+    """Return the means of the outputs for B pictures and, mirrored back, those for their mirror images.
+
+    Args:
+        outputs: for a batch of 2B, the second half of which shows the first one mirrored left to right.
+    """
+
+    def mean(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        seen, mirrored = values.chunk(2)
+        return (seen + (mirrored.flip(3) if values.ndim == 4 else mirrored)) / 2
+
+    return Outputs(*map(mean, outputs))  # type: ignore[arg-type]
 
 
 def exclude_untagged(

@@ -14,6 +14,7 @@ from pseudoseg_fast.method import (
     exclude_untagged,
     label_size,
     labeled_losses,
+    mean_of_mirrored,
     pseudo_masks,
     unlabeled_losses,
 )
@@ -144,9 +145,7 @@ class StepLosses(nn.Module):
         method, valid = self.method, unlabeled["valid"]
         tags = unlabeled["tags"] if method.image_labels else None
         with torch.no_grad():
-            weak = single(
-                self._labeler[0](unlabeled["weak"], sgc=True, image_labels=tags, valid=valid.any(1))
-            )
+            weak = weak_pass(self._labeler[0], method, unlabeled["weak"], valid.any(1), tags)
         if method.exclude_untagged and tags is not None:
             weak = exclude_untagged(weak, tags, self.network.background, self.tag_frequency)
         views = []
@@ -186,6 +185,25 @@ class StepLosses(nn.Module):
             self.network.train(training)
             self._sizes[images.shape[-2:]] = probe.decoder_logits.shape[-2:]
         return self._sizes[images.shape[-2:]]
+
+
+def weak_pass(
+    network: Network, method: MethodConfig, images: Tensor, valid: Tensor, tags: Tensor | None = None
+) -> Outputs:
+    """Return the outputs that the pseudo labels of images are made of, in at least single precision.
+
+    Args:
+        network: makes the labels; the caller sees to its mode and to gradients.
+        method: whether mirror images have a say.
+        images: [B, C', H, W], of sides that are multiples of the network's stride.
+        valid: real pixels [B, H, W], bool.
+        tags: [B, K], see :meth:`Network.forward`.
+    """
+    if method.flip_labels:
+        images, valid = torch.cat([images, images.flip(3)]), torch.cat([valid, valid.flip(2)])
+        tags = None if tags is None else tags.repeat(2, 1)
+    outputs = single(network(images, sgc=True, image_labels=tags, valid=valid))
+    return mean_of_mirrored(outputs) if method.flip_labels else outputs
 
 
 def has_batch_norm(network: Network) -> bool:

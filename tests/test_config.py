@@ -47,8 +47,8 @@ def test_shares_of_the_run_become_steps():
     assert (method.start_u, method.ramp_u) == (120, 20)
     assert all(isinstance(steps, int) for steps in (method.start_u, method.ramp_u))
     tagged = ("--config=demo", "--config=tagged")
-    assert parse(*tagged).method.start_u == 120
-    assert parse(*tagged, "--optim.steps=2000").method.start_u == 800
+    assert parse(*tagged).method.start_u == 180
+    assert parse(*tagged, "--optim.steps=2000").method.start_u == 1200
 
 
 def test_every_odd_value_survives_a_round_trip(tmp_path):

@@ -60,6 +60,7 @@ def test_defaults_are_the_papers():
         "align_corners": False,
         "cutmix": 0.0,
         "exclude_untagged": False,
+        "flip_labels": False,
         "image_labels": False,
         "class_weight": None,
         "weight_dice": 0.0,

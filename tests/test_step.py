@@ -1,10 +1,13 @@
 """The passes of a step: how many, of what, and what they may share."""
 
+import copy
+import math
+
 import pytest
 import torch
 
 from pseudoseg_fast.method import MethodConfig, dice_loss, pseudo_label, unlabeled_losses
-from pseudoseg_fast.network import Network
+from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.sgc import resize_valid
 from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
 from pseudoseg_fast.trainer import weigh
@@ -60,6 +63,35 @@ def test_strong_views_learn_one_label_and_the_mean_is_over_the_valid_pixels_of_a
     expected = (views[0] * pixels[0] + views[1] * pixels[1]) / pixels.sum()
     torch.testing.assert_close(losses["L_u"], expected)
     assert views[0] != views[1]
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_mirror_images_have_half_a_say_in_the_label(tagged):
+    step = make("test_convnext", flip_labels=True, image_labels=tagged, weight_x=0.0)
+    labeler = copy.deepcopy(step.network).eval()
+    step = StepLosses(step.network, step.method, labeler)
+    labeled, unlabeled = batches()
+    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0], [math.nan, math.nan]]) if tagged else None
+    losses = step(labeled, {**unlabeled, "tags": tags}, 0.5)
+    images, valid = unlabeled["weak"], unlabeled["valid"][:, 0]
+    with torch.no_grad():  # as one batch, over which the attention head's norm takes its statistics
+        both = labeler(
+            torch.cat([images, images.flip(3)]),
+            sgc=True,
+            image_labels=torch.cat([tags, tags]) if tagged else None,
+            valid=torch.cat([valid, valid.flip(2)]),
+        )
+        seen, mirrored = (Outputs(*(maps[half] for maps in both)) for half in (slice(3), slice(3, 6)))
+        strong = step.network(unlabeled["strong"][:, 0])
+    labels = seen._replace(
+        decoder_logits=(seen.decoder_logits + mirrored.decoder_logits.flip(3)) / 2,
+        sgc_logits=(seen.sgc_logits + mirrored.sgc_logits.flip(3)) / 2,
+    )
+    expected, unlike = (
+        unlabeled_losses(step.method, 0.5, strong, weak, valid, tags) for weak in (labels, seen)
+    )
+    torch.testing.assert_close(losses["L_u"], expected["L_u"])
+    assert (losses["L_u"] - unlike["L_u"]).abs() > 1e-4
 
 
 @pytest.mark.parametrize("joint", [False, True])
