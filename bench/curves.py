@@ -101,6 +101,6 @@ def new_axes(title: str) -> Any:
 
 def save(axes: Any, path: Path) -> Path:
     """Write the figure of ``axes`` as a PNG and return its path."""
-    axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
     axes.figure.savefig(path, dpi=120, metadata={"Software": None})
     return path
