@@ -22,9 +22,9 @@ from pseudoseg_fast.data.dataset import SegmentationDataset
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.loaders import weak_strong_views
-from pseudoseg_fast.method import pseudo_label
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
+from pseudoseg_fast.pseudo_labels import pseudo_label
 from pseudoseg_fast.sgc import foreground_classes
 from pseudoseg_fast.step import weak_pass
 from pseudoseg_fast.visualize import Pixels

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.reference import compute_dtype
 from pseudoseg_fast.sgc import resize_valid
 
@@ -159,7 +157,8 @@ def labeled_losses(
         image_labels: [B, K] float, 1 for the classes in the mask.
         tagged: the step has an unlabelled batch with tags, which takes this one's place in L_x.
         class_weight: [C], see :func:`class_weights`; None weighs all alike.
-        pseudo: decoder logits [B', C, h, w] of strong views and what :func:`pseudo_masks` says of them, for L_dice.
+        pseudo: decoder logits [B', C, h, w] of strong views and what
+            :func:`~pseudoseg_fast.pseudo_labels.pseudo_masks` says of them, for L_dice.
     """
 
     def cross_entropy(logits: Tensor) -> Tensor:
@@ -287,125 +286,6 @@ def label_size(config: MethodConfig, decoder_logits: Tensor, valid: Tensor) -> t
     return height, width
 
 
-def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[Tensor, Outputs, Tensor]:
-    """Paste a rectangle of each picture's neighbour in the batch over it (CutMix; French et al., BMVC 2020).
-
-    The rectangle has half of the picture's area, any shape and place, and edges on the grid of the deepest features,
-    which are whole pixels of every map: so pictures, logits and validity are mixed alike, none blended.
-
-    Args:
-        strong: [B, 3, H, W] images, sides multiples of ``stride``.
-        weak: outputs of the weak view, the decoder's and SGC's logits.
-        valid: [B, H, W] bool.
-        stride: of the network.
-
-    Returns:
-        The three of them, mixed.
-    """
-    rows, columns = (side // stride for side in strong.shape[-2:])
-    inside = torch.zeros(len(strong), rows, columns, dtype=torch.bool)
-    for box in inside:
-        height = int(torch.randint(math.ceil(rows / 2), rows + 1, ()))
-        width = min(columns, round(rows * columns / 2 / height))
-        top = int(torch.randint(rows - height + 1, ()))
-        left = int(torch.randint(columns - width + 1, ()))
-        box[top : top + height, left : left + width] = True
-    if strong.is_cuda:
-        inside = inside.pin_memory()
-    inside = inside.to(strong.device, non_blocking=True)
-
-    def mix(maps: Tensor) -> Tensor:
-        box = resize_valid(inside, (maps.shape[-2], maps.shape[-1]))
-        return torch.where(box if maps.ndim == 3 else box[:, None], maps.roll(1, 0), maps)
-
-    if weak.sgc_logits is None:
-        raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    mixed = weak._replace(decoder_logits=mix(weak.decoder_logits), sgc_logits=mix(weak.sgc_logits))
-    return mix(strong), mixed, mix(valid)
-
-
-def mean_of_mirrored(outputs: Outputs) -> Outputs:
-    """Return the means of the outputs for B pictures and, mirrored back, those for their mirror images.
-
-    Args:
-        outputs: for a batch of 2B, the second half of which shows the first one mirrored left to right.
-    """
-
-    def mean(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        seen, mirrored = values.chunk(2)
-        return (seen + (mirrored.flip(3) if values.ndim == 4 else mirrored)) / 2
-
-    return Outputs(*map(mean, outputs))  # type: ignore[arg-type]
-
-
-def exclude_untagged(
-    weak: Outputs, image_labels: Tensor, background: int | None, frequency: Tensor | None = None
-) -> Outputs:
-    """Give the classes of a picture's tags what the others had: their logits become ``-inf`` in both maps.
-
-    By Bayes' rule, with tags that depend on a pixel through its class alone, ``p(c | x, tags)`` is proportional to
-    ``p(c | x) / frequency_c`` for the tagged classes: a scarf that is there says more than hair that is. Tags
-    say what is in a picture, not where: the background keeps its probability at every pixel, or a dress taken for a
-    skirt would become half background.
-
-    Args:
-        weak: outputs of the weak view with SGC logits, C classes.
-        image_labels: [B, K] float tags; rows of NaN have none, and nothing changes there.
-        background: id of the background class, which is never ruled out, or None.
-        frequency: [K], share of the tagged pictures that have each class; None: all alike.
-    """
-    if weak.sgc_logits is None:
-        raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")
-    told = torch.zeros_like(image_labels)
-    if frequency is not None:
-        told = torch.where(image_labels == 1, -frequency.log(), told)
-    told = told.masked_fill(image_labels == 0, -math.inf)[:, :, None, None]
-
-    def exclude(logits: Tensor) -> Tensor:
-        if background is None:
-            return logits + told
-        before, kept, after = logits[:, :background], logits[:, background, None], logits[:, background + 1 :]
-        classes = torch.cat([before, after], 1)
-        tagged = classes + told
-        gain = classes.logsumexp(1, keepdim=True) - tagged.logsumexp(1, keepdim=True)
-        tagged = tagged + gain.masked_fill(gain.isinf(), 0.0)  # infinite where no class is tagged
-        return torch.cat([tagged[:, :background], kept, tagged[:, background:]], 1)
-
-    return weak._replace(decoder_logits=exclude(weak.decoder_logits), sgc_logits=exclude(weak.sgc_logits))
-
-
-def pseudo_label(config: MethodConfig, weak: Outputs, size: tuple[int, int] | None = None) -> Tensor:
-    """Return the soft pseudo label [B, C, H, W] that ``weak``, outputs with SGC logits, stands for; to be looked at."""
-    if weak.sgc_logits is None:
-        raise ValueError("a pseudo label needs SGC logits, got None: call the network with sgc=True")
-    return functional.fuse_predictions(
-        weak.decoder_logits,
-        weak.sgc_logits,
-        size=size,
-        gamma=config.gamma,
-        temperature=config.temperature,
-        norm=config.norm,
-        align_corners=config.align_corners,
-    )
-
-
-def pseudo_masks(config: MethodConfig, weak: Outputs, valid: Tensor) -> Tensor:
-    """Return the likeliest class of each pixel's pseudo label.
-
-    Args:
-        config: how the label is made, at the crop size whatever its ``label_size``.
-        weak: outputs of the weak view with SGC logits, not mixed.
-        valid: [B, H, W] bool at the crop size.
-
-    Returns:
-        [B, H, W] int64 class ids, 255 where a pixel is not valid or its label below the threshold.
-    """
-    confidence, ids = pseudo_label(config, weak, (valid.shape[1], valid.shape[2])).max(1)
-    return torch.where(valid & (confidence >= config.threshold), ids, 255)
-
-
 def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
     """Return the sigmoid cross-entropy of [B, K] logits, the mean over classes and the pictures that have labels.
 
@@ -415,38 +295,3 @@ def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
     labels = torch.where(known, image_labels, 0.0)
     losses = binary_cross_entropy_with_logits(class_logits.float(), labels, reduction="none")
     return (losses * known).sum() / known.sum().clamp(min=1)
-
-
-class Teacher:
-    """Moving average of a network's weights (Tarvainen and Valpola, 2017), in evaluation mode and without gradient.
-
-    Parameters and floating-point buffers are averaged; integer buffers are copied, since the mean of an index is none.
-
-    Args:
-        model: the network to follow; its present weights are the start.
-        decay: of the average; young averages use ``min(decay, (1 + updates) / (10 + updates))``.
-    """
-
-    def __init__(self, model: Network, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: Network, updates: int) -> None:
-        """Move towards ``model`` after its ``updates``-th step, counted from 0."""
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        averaged: list[Tensor] = []
-        current: list[Tensor] = []
-        copied: list[Tensor] = []
-        sources: list[Tensor] = []
-        theirs = model.state_dict()
-        for name, ours in self.model.state_dict().items():
-            if ours.is_floating_point():
-                averaged.append(ours)
-                current.append(theirs[name].to(ours.dtype))
-            else:
-                copied.append(ours)
-                sources.append(theirs[name])
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-        if copied:
-            torch._foreach_copy_(copied, sources)

@@ -8,17 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pseudoseg_fast.method import (
-    MethodConfig,
-    cut_mix,
-    exclude_untagged,
-    label_size,
-    labeled_losses,
-    mean_of_mirrored,
-    pseudo_masks,
-    unlabeled_losses,
-)
+from pseudoseg_fast.method import MethodConfig, label_size, labeled_losses, unlabeled_losses
 from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.pseudo_labels import cut_mix, exclude_untagged, mean_of_mirrored, pseudo_masks
 from pseudoseg_fast.sgc import image_labels_from_mask, resize_valid
 
 TERMS = ("L_s", "L_dice", "L_sa", "L_x", "L_u")
@@ -33,7 +25,7 @@ class StepLosses(nn.Module):
         labeler: makes the pseudo labels, such as a moving average of the network; None: the network itself, in
             training mode.
         class_weight: [C] on the network's device, see :func:`~pseudoseg_fast.method.class_weights`.
-        tag_frequency: [K] on the network's device, see :func:`~pseudoseg_fast.method.exclude_untagged`.
+        tag_frequency: [K] on the network's device, see :func:`~pseudoseg_fast.pseudo_labels.exclude_untagged`.
     """
 
     def __init__(

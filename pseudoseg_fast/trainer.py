@@ -38,7 +38,7 @@ from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import is_out_of_memory, peak_memory
-from pseudoseg_fast.method import Teacher, class_weights
+from pseudoseg_fast.method import class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
@@ -47,6 +47,7 @@ from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.run_state import generator_states, restore_state, state_of
 from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
+from pseudoseg_fast.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from pseudoseg_fast.method import (
     MethodConfig,
     classification_loss,
     labeled_losses,
-    pseudo_label,
     unlabeled_losses,
 )
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.pseudo_labels import pseudo_label
 from pseudoseg_fast.sgc import resize_valid
 
 CROP = (13, 17)

@@ -11,10 +11,9 @@ from pseudoseg_fast.method import (
     class_weights,
     dice_loss,
     labeled_losses,
-    pseudo_label,
-    pseudo_masks,
 )
 from pseudoseg_fast.network import Outputs
+from pseudoseg_fast.pseudo_labels import pseudo_label, pseudo_masks
 
 
 def test_balanced_weights_make_the_classes_weigh_alike():

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from pseudoseg_fast.method import MethodConfig, dice_loss, pseudo_label, unlabeled_losses
+from pseudoseg_fast.method import MethodConfig, dice_loss, unlabeled_losses
 from pseudoseg_fast.network import Network, Outputs
+from pseudoseg_fast.pseudo_labels import pseudo_label
 from pseudoseg_fast.sgc import resize_valid
 from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
 from pseudoseg_fast.trainer import weigh

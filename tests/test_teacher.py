@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from pseudoseg_fast.method import Teacher
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.teacher import Teacher
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from PIL import Image
 from pseudoseg_fast import backends, evaluate, step, train
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
-from pseudoseg_fast.method import exclude_untagged, labeled_losses, unlabeled_losses
+from pseudoseg_fast.method import labeled_losses, unlabeled_losses
+from pseudoseg_fast.pseudo_labels import exclude_untagged
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.trainer import Trainer
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from outputs import BATCH, CLASSES, FOREGROUND, random_outputs
 
-from pseudoseg_fast.method import MethodConfig, cut_mix, exclude_untagged, pseudo_label
+from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Outputs
+from pseudoseg_fast.pseudo_labels import cut_mix, exclude_untagged, pseudo_label
 
 
 @pytest.mark.parametrize("size", [(48, 80), (16, 16), (64, 16)], ids=str)
