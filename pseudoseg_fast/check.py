@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pseudoseg_fast import visualize
-from pseudoseg_fast.config import DataConfig, ModelConfig, make_parser, parse, to_dict
+from pseudoseg_fast.config import DataConfig, make_parser, parse, to_dict
 from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
 from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, read_label_map
@@ -135,8 +135,7 @@ def find_channels(samples: Sequence[Sample]) -> int | None:
     numbers = set()
     for sample in spread(samples):
         with contextlib.suppress(DataError):
-            number, channels, _ = describe_file(sample.image)[0].partition(" channels of ")
-            numbers.add(int(number) if channels else ModelConfig.in_channels)
+            numbers.add(describe_file(sample.image).channels)
     return numbers.pop() if len(numbers) == 1 and not numbers & {1, 3, 4} else None
 
 

@@ -78,7 +78,7 @@ def test_pictures_and_masks_are_turned_upright_once(tmp_path, kind, orientation)
         assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), expected.transpose(2, 0, 1))
     Image.fromarray(ids).save(mask, exif=exif)
     assert image_size(path) == expected.shape[:2]
-    assert describe_file(path)[1] == (orientation > 1)
+    assert describe_file(path).turned == (orientation > 1)
     for stored in (False, True):  # a mask with an orientation of its own is turned by that
         assert np.array_equal(read_mask(mask, Labels(3, stored=stored), path), turned(ids, orientation))
     Image.fromarray(ids).save(mask)
@@ -97,7 +97,7 @@ def test_tiff_colour_of_16_bits(tmp_path, separate, layout):
     assert np.array_equal(read_image(path), DEEP >> 8)
     assert np.array_equal(read_image(path, white=WHITE), PIXELS)
     assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), np.moveaxis(DEEP >> 8, 2, 0))
-    mode, _, peak = describe_file(path)
+    mode, _, _, peak = describe_file(path)
     assert "16" in mode
     assert DEEP.max() <= peak < DEEP.max() + 256
 
@@ -109,7 +109,7 @@ def test_png_colour_and_alpha_of_16_bits(tmp_path, channels):
     write_png(path, values[..., {2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]])
     color = values[..., [0, 0, 0] if channels == 2 else [0, 1, 2]]
     assert np.array_equal(read_image(path), color >> 8)
-    mode, _, peak = describe_file(path)
+    mode, _, _, peak = describe_file(path)
     assert mode.endswith("of 16 bits")
     assert color.max() <= peak < color.max() + 256
     for wanted in (3, 4):  # of four channels alpha is one
@@ -198,4 +198,4 @@ def test_a_picture_of_nothing_but_nan(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.full((5, 7), np.nan, np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(describe_file(tmp_path / "a.tif")[2])
+        assert np.isnan(describe_file(tmp_path / "a.tif").peak)

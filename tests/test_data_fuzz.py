@@ -37,7 +37,7 @@ def attempt(path):
             lambda ids: ids.dtype == np.uint8 and set(ids.flat) <= {0, 1, 2, 255},
         ),
         (lambda: image_size(path), lambda size: min(size) > 0),
-        (lambda: describe_file(path), lambda found: isinstance(found[0], str)),
+        (lambda: describe_file(path), lambda found: isinstance(found.mode, str)),
     ):
         try:
             found = read()
@@ -152,7 +152,7 @@ def test_many_channels(tmp_path):
         image, _ = read_sample(Sample(name, tmp_path / f"{name}.tif"), Labels(2), channels=5)
         assert np.array_equal(image.numpy(), pixels >> 8), name
         assert image_size(tmp_path / f"{name}.tif") == (4, 3)
-        assert describe_file(tmp_path / f"{name}.tif") == ("5 channels of uint16", False, 59000)
+        assert describe_file(tmp_path / f"{name}.tif") == ("5 channels of uint16", 5, False, 59000)
         small, _ = read_sample(Sample(name, tmp_path / f"{name}.tif"), Labels(2), channels=5, short_side=6)
         assert small.shape == (5, 8, 6)
         with pytest.raises(DataError, match=r"has 5 channels, expected 3: give --model.in_channels 5"):

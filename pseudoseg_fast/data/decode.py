@@ -170,10 +170,25 @@ def _stored(path: File) -> tuple[int, int, int]:
         return height, width, _orientation_tag(file)
 
 
-def describe_file(path: File) -> tuple[str, bool, float | None]:
-    """Return how a file stores its pixels, whether EXIF turns it, and the largest value where it has more than 8 bits.
+class Description(NamedTuple):
+    """How a picture is stored.
 
-    Of colour of 16 bits the high byte is known, and the value is the largest that it may stand for.
+    Attributes:
+        mode: of its pixels, in words.
+        channels: 1 for grey, 3 for colour whatever its mode and alpha, or the number that the file has.
+        turned: whether EXIF turns it.
+        peak: the largest value where it has more than 8 bits. Of colour of 16 bits the high byte is known, and this is
+            the largest value that it may stand for.
+    """
+
+    mode: str
+    channels: int
+    turned: bool
+    peak: float | None
+
+
+def describe_file(path: File) -> Description:
+    """Return how a file stores a picture.
 
     Raises:
         UnreadableImage: the file is no picture.
@@ -185,10 +200,11 @@ def describe_file(path: File) -> tuple[str, bool, float | None]:
                 high_byte = has_deep_color(image)
                 turned = orientation_of(image) != 1
                 if high_byte:
-                    peak = 256.0 * int(np.max(np.asarray(image.convert("RGB")))) + 255
-                    return f"{image.mode} of 16 bits", turned, peak
+                    highest = int(np.max(np.asarray(image.convert("RGB"))))
+                    return Description(f"{image.mode} of 16 bits", 3, turned, 256.0 * highest + 255)
                 deep = image.mode == "F" or image.mode.startswith("I")
-                return image.mode, turned, _peak(np.asarray(image)) if deep else None
+                channels = 1 if deep or image.mode in ("1", "L", "LA") else 3
+                return Description(image.mode, channels, turned, _peak(np.asarray(image)) if deep else None)
         except UnidentifiedImageError:
             if not is_tiff(path):
                 raise
@@ -198,11 +214,9 @@ def describe_file(path: File) -> tuple[str, bool, float | None]:
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     pixels = stored.pixels
-    return (
-        f"{pixels.shape[2]} channels of {pixels.dtype}",
-        stored.orientation != 1,
-        None if pixels.dtype == np.uint8 else _peak(pixels),
-    )
+    channels = pixels.shape[2]
+    peak = None if pixels.dtype == np.uint8 else _peak(pixels)
+    return Description(f"{channels} channels of {pixels.dtype}", channels, stored.orientation != 1, peak)
 
 
 def _peak(pixels: NDArray[Any]) -> float:

@@ -74,7 +74,7 @@ def scan_one(sample: Sample, labels: Labels, channels: int = 3, white: float | N
     mode, turned = "", False
     wrong_ids: tuple[int, ...] = ()
     try:
-        mode, turned, peak = describe_file(sample.image)
+        mode, _, turned, peak = describe_file(sample.image)
         image = read_image(sample.image, channels, white)
         size = (image.shape[0], image.shape[1])
         planes = image.reshape(image.shape[0] * image.shape[1], -1)
