@@ -13,7 +13,7 @@ from PIL import Image
 from pseudoseg_fast.data import decode
 from pseudoseg_fast.data.decode import UnreadableImage, describe_file, image_size, read_image
 from pseudoseg_fast.data.labels import Labels
-from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.lists import Blob, DataError
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.deploy.pictures import open_picture, to_pixels
 
@@ -71,10 +71,13 @@ def test_pictures_and_masks_are_turned_upright_once(tmp_path, kind, orientation)
         stacked = np.concatenate([PIXELS, PIXELS], 2)
         tag = (ORIENTATION, 3, 1, orientation, True)
         tifffile.imwrite(path, stacked, photometric="minisblack", planarconfig="contig", extratags=[tag])
-        assert np.array_equal(read_image(path, 6), turned(stacked, orientation))
+        for source in (path, Blob(path.name, path.read_bytes())):
+            assert np.array_equal(read_image(source, 6), turned(stacked, orientation))
+            assert image_size(source) == expected.shape[:2]
     else:
         Image.fromarray(PIXELS).save(path, exif=exif)
-        assert np.array_equal(read_image(path), expected)
+        for source in (path, Blob(path.name, path.read_bytes())):
+            assert np.array_equal(read_image(source), expected)
         assert np.array_equal(to_pixels(open_picture(path, 3, None, 1000), 3), expected.transpose(2, 0, 1))
     Image.fromarray(ids).save(mask, exif=exif)
     assert image_size(path) == expected.shape[:2]

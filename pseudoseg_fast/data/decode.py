@@ -310,8 +310,10 @@ def _open_tiff(path: File) -> Iterator[Any]:
         DataError: the package is not installed.
     """
     source = _file(path)
-    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as opened:
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
         start = opened.read(4)
+        opened.seek(0)  # tifffile reads on from where a file stands
     if start not in _TIFF_MAGIC:
         raise UnreadableImage(f"{path} cannot be read as a picture: it is no TIFF file")
     try:
