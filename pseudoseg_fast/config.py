@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pseudoseg_fast import augment
 from pseudoseg_fast.method import MethodConfig
+from pseudoseg_fast.sgc import Attention
 
 PRESET_FOLDER = resources.files("pseudoseg_fast.presets")
 
@@ -108,6 +109,8 @@ class ModelConfig:
         in_channels: channels of a picture.
         output_stride: stride of the encoder's last stage, where the architecture can choose it; null for its usual one.
         attention_dim: width of query and key in the attention of SGC.
+        attention: residual (as in the authors' code) adds the activation maps to what attention makes of them, plain
+            leaves them out, none has no attention; the last two are for ablations.
         decoder: further arguments of the architecture.
         mean: mean pixel in [0, 1] per channel that the encoder was trained with; null for ImageNet's.
         std: standard deviation per channel, likewise.
@@ -120,6 +123,7 @@ class ModelConfig:
     in_channels: int = 3
     output_stride: int | None = None
     attention_dim: int = 128
+    attention: Attention = "residual"
     decoder: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pseudoseg_fast.sgc import SGC, class_activation_map, foreground_classes
+from pseudoseg_fast.sgc import SGC, Attention, class_activation_map, foreground_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,6 +76,7 @@ class Network(nn.Module):
         background: index of the background class, or None if every pixel belongs to a named class.
         output_stride: stride of F5, for DeepLabV3, DeepLabV3Plus and PAN only; None for smp's default.
         attention_dim: channels of queries and keys in the SGC head.
+        attention: what the SGC head adds up, see ``SGC``.
         mean, std: of the images' channels in 0..1; None for ImageNet's (for images that are not RGB: their average).
         decoder: further keyword arguments of the smp architecture, and through it of the timm encoder.
 
@@ -101,6 +102,7 @@ class Network(nn.Module):
         background: int | None = 0,
         output_stride: int | None = None,
         attention_dim: int = 128,
+        attention: Attention = "residual",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         decoder: Mapping[str, Any] | None = None,
@@ -126,7 +128,13 @@ class Network(nn.Module):
         self.stride = _stride(arch, model)
         f4_channels, f5_channels = self._feature_channels()
         self.classifier = nn.Linear(f5_channels, len(foreground))
-        self.sgc = SGC(f5_channels + f4_channels, classes, background=background, attention_dim=attention_dim)
+        self.sgc = SGC(
+            f5_channels + f4_channels,
+            classes,
+            background=background,
+            attention_dim=attention_dim,
+            attention=attention,
+        )
         self.register_buffer("mean", _channel_values("mean", mean, IMAGENET_MEAN, in_channels))
         self.register_buffer("std", _channel_values("std", std, IMAGENET_STD, in_channels))
 

@@ -37,6 +37,7 @@ def build_network(
         background=background,
         output_stride=config.output_stride,
         attention_dim=config.attention_dim,
+        attention=config.attention,
         mean=config.mean,
         std=config.std,
         decoder=config.decoder,

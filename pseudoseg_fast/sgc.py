@@ -4,6 +4,8 @@ Channels: a network has C classes, of which K can be told from image-level label
 all C where there is none. K-channel tensors keep the order of the classes with the background left out.
 """
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -13,6 +15,9 @@ from pseudoseg_fast.reference import project_cam
 
 CAM_EPS = 1e-5
 """Lower bound of the maximum that a class activation map is divided by."""
+
+Attention: TypeAlias = Literal["residual", "plain", "none"]
+"""What SGC adds up: the maps and their attention, the attention alone, or the maps alone."""
 
 
 def foreground_classes(classes: int, background: int | None) -> list[int]:
@@ -98,12 +103,12 @@ class SGC(nn.Module):
     With ``q = W_q h`` and ``k = W_k h``: ``r = cam + softmax(q k' / sqrt(d)) cam``, the background channel
     ``2 - max_c r`` is put before r, and the logits are ``BN(W_c r)``. The batch norm uses the statistics of the
     batch in training and in evaluation, its scale is fixed at 1 and its shift is learned. Under distributed
-    training the statistics are those of the local batch.
+    training the statistics are those of the local batch. For ablations, r may be one of the two terms alone.
 
     The inputs get no gradient, so nothing but this module learns from its logits.
 
     Attributes:
-        query, key: the 1x1 convolutions W_q and W_k.
+        query, key: the 1x1 convolutions W_q and W_k; without attention there are none.
         projection: W_c [C, C]; rows in class order, columns in the order of r (the background, if any, first).
             Starts as the map that keeps every class.
         shift: of the batch norm [C].
@@ -113,24 +118,35 @@ class SGC(nn.Module):
         classes: C, the number of classes with the background.
         background: index of the background class, or None if there is none.
         attention_dim: d, channels of queries and keys.
+        attention: "residual" for both terms of r, "plain" for the second, "none" for the first.
 
     Raises:
-        ValueError: a size below 1, or a background that is no class index.
+        ValueError: a size below 1, a background that is no class index, or no such attention.
     """
 
     def __init__(
-        self, features: int, classes: int, *, background: int | None, attention_dim: int = 128
+        self,
+        features: int,
+        classes: int,
+        *,
+        background: int | None,
+        attention_dim: int = 128,
+        attention: Attention = "residual",
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("classes", classes), ("attention_dim", attention_dim)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if attention not in get_args(Attention):
+            raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention!r}")
         order = foreground_classes(classes, background)
         if background is not None:
             order = [background, *order]
         self.background = background
-        self.query = nn.Conv2d(features, attention_dim, 1, bias=False)
-        self.key = nn.Conv2d(features, attention_dim, 1, bias=False)
+        self.attention = attention
+        if attention != "none":
+            self.query = nn.Conv2d(features, attention_dim, 1, bias=False)
+            self.key = nn.Conv2d(features, attention_dim, 1, bias=False)
         self.projection = nn.Parameter(torch.eye(classes)[:, order])
         self.shift = nn.Parameter(torch.zeros(classes))
 
@@ -157,9 +173,13 @@ class SGC(nn.Module):
         expected = (hypercolumn.shape[0], channels, *hypercolumn.shape[2:])
         if cam.shape != expected:
             raise ValueError(f"cam must be {list(expected)}, got {list(cam.shape)}")
-        query, key = self.tokens(hypercolumn)
-        mask = None if valid is None else resize_valid(valid, cam.shape[-2:]).flatten(1)
-        refined = functional.refine_cam(query, key, cam.detach().flatten(2).mT, mask=mask)  # [B, L, K]
+        maps = refined = cam.detach().flatten(2).mT  # [B, L, K]
+        if self.attention != "none":
+            query, key = self.tokens(hypercolumn)
+            mask = None if valid is None else resize_valid(valid, cam.shape[-2:]).flatten(1)
+            refined = functional.refine_cam(query, key, maps, mask=mask)
+        if self.attention == "plain":
+            refined = refined - maps
         logits = project_cam(refined, self.projection, self.shift, background=self.background is not None)
         return logits.mT.unflatten(2, cam.shape[-2:])
 

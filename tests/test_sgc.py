@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pseudoseg_fast import functional
+from pseudoseg_fast.reference import project_cam
 from pseudoseg_fast.sgc import SGC, class_activation_map, image_labels_from_mask, resize_valid
 
 BACKGROUNDS = [pytest.param(b, id=f"background-{b}") for b in (0, 2, None)]
@@ -92,6 +93,25 @@ def test_a_new_head_keeps_each_class_in_its_channel(background):
         torch.testing.assert_close(logits[:, index], expected)
 
 
+def test_attention_may_be_plain_or_none():
+    hypercolumn = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    cam = torch.rand(2, 2, 3, 5, dtype=torch.float64)
+    valid = torch.rand(2, 6, 10) > 0.3
+    heads = {name: SGC(4, 3, background=0, attention=name).double() for name in ("residual", "plain", "none")}
+    heads["plain"].load_state_dict(heads["residual"].state_dict())
+    query, key = heads["plain"].tokens(hypercolumn)
+    scores = query @ key.mT / 128**0.5
+    inside = resize_valid(valid, (3, 5)).flatten(1)
+    scores = scores.masked_fill(~(inside[:, :, None] & inside[:, None, :]), -1e9)
+    maps = cam.flatten(2).mT
+    attended = scores.softmax(-1) @ maps
+
+    for name, refined in {"residual": maps + attended, "plain": attended, "none": maps}.items():
+        expected = project_cam(refined, heads[name].projection, heads[name].shift, background=True)
+        torch.testing.assert_close(heads[name](hypercolumn, cam, valid), expected.mT.unflatten(2, (3, 5)))
+    assert [name for name, _ in heads["none"].named_parameters()] == ["projection", "shift"]
+
+
 def test_batch_norm_uses_the_batch_in_evaluation_too():
     head = SGC(4, 3, background=0)
     torch.nn.init.normal_(head.shift)
@@ -125,8 +145,9 @@ def test_a_position_is_valid_if_the_pixel_at_its_centre_is():
         ({"classes": 3, "background": 3}, "class index from 0 to 2, got 3"),
         ({"classes": 1, "background": 0}, "besides the background"),
         ({"classes": 3, "background": 0, "attention_dim": 0}, "attention_dim"),
+        ({"classes": 3, "background": 0, "attention": "self"}, "residual, plain, none, got 'self'"),
     ],
-    ids=["background", "classes", "attention_dim"],
+    ids=["background", "classes", "attention_dim", "attention"],
 )
 def test_impossible_heads_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
