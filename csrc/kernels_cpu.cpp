@@ -1,14 +1,16 @@
-// CPU kernels: losses, fusion and prediction from low-resolution maps. No map of the output size is stored but a label
-// that is the result: each band keeps vectors of [C] pixels in the first-level cache.
-// Compiled once per instruction set, see kernels_cpu.h.
+// CPU kernels: losses, fusion and prediction from low-resolution maps, and convolutions of single channels. No map of
+// the output size is stored but a label that is the result: each band keeps vectors of [C] pixels in the first-level
+// cache. Compiled once per instruction set, see kernels_cpu.h.
 //
-//   loss.h  fuse.h  predict.h  square.h     the work of one item, one file for each entry of the table
+//   loss.h  fuse.h  predict.h  square.h  depthwise.h
+//                                           the work of one item, one file for each entry of the table
 //   fusion.h                                pseudo label of a vector of pixels
 //   upsample.h  gradient.h                  interpolation with exponentials; its transpose
 //   view.h  vec.h                           tensors; vectors
 
 #include "kernels_cpu.h"
 
+#include "depthwise.h"
 #include "fuse.h"
 #include "loss.h"
 #include "predict.h"
@@ -37,6 +39,11 @@ constexpr Kernels<T> kKernels = {
     &scratch_of<PredictBand<T>, PredictJob<T>>,
     &run<PredictBand<T>, PredictJob<T>>,
     &square_sum<T>,
+    kLanes<T>,
+    &scratch_of<DepthwiseBand<T>, DepthwiseJob<T>>,
+    &run<DepthwiseBand<T>, DepthwiseJob<T>>,
+    &scratch_of<DepthwiseFilterBand<T>, DepthwiseJob<T>>,
+    &run<DepthwiseFilterBand<T>, DepthwiseJob<T>>,
 };
 
 }  // namespace

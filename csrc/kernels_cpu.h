@@ -116,6 +116,30 @@ struct SquareJob {
   const T *rows, *row_pairs, *columns, *column_pairs;
 };
 
+// One axis of a convolution. Output i is the sum over taps k of filter[k] * source[(i * stride - padding + k *
+// dilation) / spread], where that is an element: `spread` - 1 zeros lie between two elements of the source. `live` taps
+// from `first` on meet an element for some i.
+struct DepthwiseAxis {
+  int64_t source, target, taps, stride, padding, dilation, spread, first, live;
+};
+
+// A convolution of each channel with a filter of its own, and the gradient of that filter. Of the rows all taps are
+// kept.
+template <class T>
+struct DepthwiseJob {
+  DepthwiseAxis rows, columns;
+  int64_t channels;
+  int64_t blocks;                       // vectors of channels
+  int64_t band;                         // output rows of an item; items are (image, band, block)
+  int64_t staged_rows, staged_columns;  // that a band needs of the source, zeros included
+  const T* input;                       // [B, rows.source, columns.source, C]
+  const T* filter;                      // [blocks, rows.taps, columns.live, lanes]
+  const T* bias;                        // [blocks * lanes] or null
+  T* output;                            // [B, rows.target, columns.target, C]
+  const T* upstream;                    // the gradient of the output
+  T* partial;                           // [items, rows.taps, columns.live, lanes] gradient of the filter
+};
+
 // Bytes of scratch memory of one item, aligned to 64; and the work of one item.
 template <class T>
 struct Kernels {
@@ -127,6 +151,11 @@ struct Kernels {
   void (*predict)(const PredictJob<T>&, int64_t item, void* scratch);
   // Sum of squares at the output size of one channel of one image; scratch holds two rows of w + 2 kPadding.
   double (*square_sum)(const SquareJob<T>&, int64_t image, int64_t channel, T* scratch);
+  int64_t lanes;  // of a vector of channels
+  int64_t (*depthwise_scratch)(const DepthwiseJob<T>&);
+  void (*depthwise)(const DepthwiseJob<T>&, int64_t item, void* scratch);
+  int64_t (*depthwise_filter_scratch)(const DepthwiseJob<T>&);
+  void (*depthwise_filter)(const DepthwiseJob<T>&, int64_t item, void* scratch);
 };
 
 #define PSF_KERNELS_CPU(isa)    \

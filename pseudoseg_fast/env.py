@@ -52,6 +52,7 @@ _PROBES: dict[str, tuple[tuple[int, ...], ...]] = {
     "cross_entropy": (_MAP, (1, 4, 4)),
     "consistency_loss": (_MAP, _MAP, _MAP),
     "predict_labels": (_MAP,),
+    "depthwise_conv2d": (_MAP, (2, 1, 3, 3)),
 }
 """Shapes of the tensors that the choice of a backend is asked about, for each public function."""
 

@@ -22,6 +22,7 @@ from pseudoseg_fast import functional
 from pseudoseg_fast.config import Config, DataConfig, Parser, choose_accelerator, to_dict
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.loaders import Data, read_data, val_loader
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
@@ -243,6 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
                 precision=config.run.precision,
             )
             network.to(fabric.device).to(memory_format=torch.channels_last)
+            if fabric.device.type == "cpu":
+                use_depthwise_kernels(network)
             with fabric.autocast():
                 loader = val_loader(options.data, data, config.model.in_channels)
                 scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)

@@ -366,6 +366,56 @@ def predict_labels(
     return run(logits, size, align_corners=align_corners)
 
 
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each channel with a filter of its own: ``torch.nn.functional.conv2d`` with as many groups as channels.
+
+    Fastest in the memory format ``channels_last``, which the result has on the CPU.
+
+    Args:
+        input: [B, C, H, W].
+        weight: [C, 1, height, width], of the dtype of input.
+        bias: [C], of the same dtype, or None.
+        stride, padding, dilation: of rows and of columns; the padding is zero.
+
+    Returns:
+        [B, C, H', W'] with ``H' = (H + 2 padding - dilation (height - 1) - 1) // stride + 1``. Differentiable in input,
+        weight and bias.
+    """
+    _check_maps(input=input)
+    _check_floats(weight=weight)
+    channels = input.shape[1]
+    if weight.dim() != 4 or weight.shape[:2] != (channels, 1) or 0 in weight.shape:
+        raise ValueError(f"weight must be [{channels}, 1, height, width], got shape {tuple(weight.shape)}")
+    given = {"input": input, "weight": weight}
+    if bias is not None:
+        _check_shape("bias", bias, (channels,), "the channels of input")
+        given["bias"] = bias
+    if len({tensor.dtype for tensor in given.values()}) > 1:
+        found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in given.items())
+        raise TypeError(f"all tensors must have one dtype, got {found}")
+    _check_device(**given)
+    for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if len(values) != 2 or min(values) < least:
+            raise ValueError(f"{name} must be two integers from {least} on, got {values!r}")
+    reach = [dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    if any(input.shape[2 + i] + 2 * padding[i] < reach[i] for i in (0, 1)):
+        raise ValueError(
+            f"the filter reaches over {reach[0]} x {reach[1]} pixels, but the padded input has "
+            f"{input.shape[2] + 2 * padding[0]} x {input.shape[3] + 2 * padding[1]}"
+        )
+    run = backends.choose("depthwise_conv2d", tuple(given.values()), backend)
+    return run(input, weight, bias, stride=stride, padding=padding, dilation=dilation)
+
+
 def _check_floats(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:

@@ -8,6 +8,8 @@ Arithmetic is done in float64 when an argument is float64, otherwise in float32.
 map that they are made of, losses in the dtype of the arithmetic.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -290,3 +292,16 @@ def predict_labels(logits: Tensor, size: Size, *, align_corners: bool = False) -
     with torch.no_grad():
         best = upsample(logits.to(compute_dtype(logits)), size, align_corners).argmax(1)
         return best.to(torch.uint8) if logits.shape[1] <= 256 else best
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolve each channel with a filter of its own."""
+    return F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups=len(weight))

@@ -22,6 +22,7 @@ from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
+from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.distributed import (
     Agreement,
     average_batch_norms,
@@ -135,6 +136,8 @@ class Trainer:
         """Return the network, on the CPU."""
         network = build_network(self.config.model, len(self.data.classes), self.data.background)
         network.to(memory_format=torch.channels_last)
+        if self.fabric.device.type == "cpu":
+            use_depthwise_kernels(network)
         if self.fabric.world_size > 1:
             freeze_unused(network, self.config.data.crop_size)
         sync = self.config.run.sync_batchnorm

@@ -27,6 +27,7 @@ def test_report_names_the_backend_of_every_function_and_why(monkeypatch):
     assert set(choices) == {
         "consistency_loss",
         "cross_entropy",
+        "depthwise_conv2d",
         "fuse_predictions",
         "mean_square",
         "predict_labels",

@@ -1,4 +1,4 @@
-"""Run the losses, fusion and prediction on the CPU with the C++ kernels of csrc, without any full-size map."""
+"""Run losses, fusion, prediction and depthwise convolutions on the CPU with the C++ kernels of csrc."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from pseudoseg_fast import build
 from pseudoseg_fast.backends.native import (
     consistency_loss,
     cross_entropy,
+    depthwise_conv2d,
     fuse_predictions,
     load,
     predict_labels,
@@ -19,6 +20,7 @@ __all__ = [
     "FUNCTIONS",
     "consistency_loss",
     "cross_entropy",
+    "depthwise_conv2d",
     "fuse_predictions",
     "predict_labels",
     "refusal",
@@ -28,6 +30,7 @@ __all__ = [
 FUNCTIONS = (
     "consistency_loss",
     "cross_entropy",
+    "depthwise_conv2d",
     "fuse_predictions",
     "predict_labels",
     "soft_cross_entropy",
@@ -41,6 +44,8 @@ def refusal(function: str, tensors: Sequence[Tensor]) -> str:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"it needs CPU tensors, got one on {tensor.device}; use backend='auto'"
+    if function == "depthwise_conv2d" and tensors[0].dtype not in (torch.float32, torch.float64):
+        return f"it convolves in float32 and float64, got {tensors[0].dtype}; use backend='auto'"
     return _load()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from pseudoseg_fast.reference import (
     consistency_loss,
     cross_entropy,
+    depthwise_conv2d,
     fuse_predictions,
     mean_square,
     predict_labels,
@@ -18,6 +19,7 @@ from pseudoseg_fast.reference import (
 __all__ = [
     "consistency_loss",
     "cross_entropy",
+    "depthwise_conv2d",
     "fuse_predictions",
     "mean_square",
     "predict_labels",

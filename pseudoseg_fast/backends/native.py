@@ -7,7 +7,7 @@ again. Second derivatives are not computed.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ def load(library: Callable[[], None], kind: str) -> str:
             _register_loss(name, maps)
         torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
         torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
+        torch.library.register_fake("pseudoseg_fast::depthwise_conv2d", _fake_depthwise_conv2d)
+        torch.library.register_fake("pseudoseg_fast::depthwise_conv2d_backward", _fake_depthwise_backward)
+        torch.library.register_autograd(
+            "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
+        )
     return ""
 
 
@@ -159,6 +164,23 @@ def predict_labels(logits: Tensor, size: Size, *, align_corners: bool = False) -
     return torch.ops.pseudoseg_fast.predict_labels(logits.detach(), size[0], size[1], align_corners)
 
 
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """See ``functional.depthwise_conv2d``."""
+    last = input.permute(0, 2, 3, 1)
+    output: Tensor = torch.ops.pseudoseg_fast.depthwise_conv2d(
+        last, weight, bias, list(stride), list(padding), list(dilation)
+    )
+    return output.permute(0, 3, 1, 2)
+
+
 def _wants_gradient(logits: Tensor, reduction: str) -> bool:
     """Tell whether forward should compute the gradient; that of an unreduced loss waits for its upstream one."""
     return reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
@@ -259,3 +281,48 @@ def _fake_fuse_predictions(decoder_logits: Tensor, _: Tensor, height: int, width
 def _fake_predict_labels(logits: Tensor, height: int, width: int, _: bool) -> Tensor:
     dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int64
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
+
+
+def _fake_depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    _: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    sides = [
+        (input.shape[1 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    ]
+    return input.new_empty((input.shape[0], *sides, input.shape[3]))
+
+
+def _fake_depthwise_backward(
+    _: Tensor, input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    of_input, of_weight = arguments[-2:]
+    return input.new_empty(input.shape if of_input else (0,)), weight.new_empty(
+        weight.shape if of_weight else (0,)
+    )
+
+
+def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *ctx.geometry = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
+    to_input, to_weight = torch.ops.pseudoseg_fast.depthwise_conv2d_backward(
+        grad, input, weight, *ctx.geometry, of_input, of_weight
+    )
+    return (
+        to_input if of_input else None,
+        to_weight if of_weight else None,
+        grad.sum((0, 1, 2)) if of_bias else None,
+        None,
+        None,
+        None,
+    )

@@ -1,0 +1,263 @@
+"""The convolution of each channel with a filter of its own, against PyTorch's in float64."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import conv2d
+
+from pseudoseg_fast import functional
+from pseudoseg_fast.depthwise import DepthwiseConv2d, use_depthwise_kernels
+from pseudoseg_fast.network import Network
+
+ROOT = Path(functional.__file__).resolve().parents[1]
+
+CASES = {
+    "plain": ((2, 19, 9, 7), (3, 3), {"padding": (1, 1)}),
+    "dilated on a small map": ((1, 16, 8, 8), (5, 5), {"padding": (4, 4), "dilation": (2, 2)}),
+    "taps that never meet the map": ((2, 5, 8, 8), (3, 3), {"padding": (12, 12), "dilation": (12, 12)}),
+    "strided, each axis its own": ((2, 33, 12, 17), (5, 3), {"stride": (2, 3), "padding": (2, 0)}),
+    "stride over dilated taps": ((1, 4, 20, 21), (3, 3), {"stride": (2, 2), "dilation": (3, 1)}),
+    "more taps than are unrolled": ((2, 17, 21, 23), (11, 9), {"padding": (5, 4)}),
+    "even filter": ((1, 8, 6, 5), (2, 4), {"padding": (1, 2)}),
+    "padding beyond the filter": ((1, 8, 6, 6), (3, 3), {"padding": (5, 4)}),
+    "one pixel": ((3, 8, 1, 1), (3, 3), {"padding": (1, 1)}),
+    "bands of rows": ((1, 40, 90, 41), (3, 3), {"padding": (1, 1), "stride": (2, 1)}),
+    "no picture": ((0, 8, 4, 4), (3, 3), {}),
+}
+
+
+def draw(shape, filter_size, dtype):
+    channels = shape[1]
+    input = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 1, *filter_size, dtype=dtype)
+    return [tensor.requires_grad_() for tensor in (input, weight, torch.randn(channels, dtype=dtype))]
+
+
+def with_gradients(run, tensors, upstream=None):
+    """Return result and gradients; ``upstream`` is by default the sine of the result's index."""
+    output = run(*tensors)
+    return [output, *torch.autograd.grad(output, tensors, sines(output) if upstream is None else upstream)]
+
+
+def sines(output):
+    return torch.arange(output.numel(), dtype=output.dtype).sin().view(output.shape)
+
+
+def check(shape, filter_size, options, dtype):
+    """Compare with float64 to within a few roundings of the sum of the terms' magnitudes."""
+
+    def truth_of(tensors, upstream):
+        doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
+        return with_gradients(lambda *given: conv2d(*given, groups=shape[1], **options), doubles, upstream)
+
+    tensors = draw(shape, filter_size, dtype)
+    actual = with_gradients(
+        lambda *given: functional.depthwise_conv2d(*given, **options, backend="cpp"), tensors
+    )
+    upstream = sines(actual[0]).double()
+    truth = truth_of(tensors, upstream)
+    magnitudes = truth_of([tensor.abs() for tensor in tensors], upstream.abs())
+    for one, other, magnitude in zip(actual, truth, magnitudes, strict=True):
+        assert one.dtype == dtype
+        assert ((one.double() - other).abs() <= 16 * torch.finfo(dtype).eps * magnitude).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_values_and_gradients(case, dtype):
+    check(*CASES[case], dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 35), st.integers(1, 30), st.integers(1, 30)),
+    filter_size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    dilation=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+)
+def test_any_geometry(shape, filter_size, stride, padding, dilation):
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    if all(shape[2 + i] + 2 * padding[i] > dilation[i] * (filter_size[i] - 1) for i in (0, 1)):
+        check(shape, filter_size, options, torch.float32)
+    else:
+        with pytest.raises(ValueError, match="the filter reaches over"):
+            check(shape, filter_size, options, torch.float32)
+
+
+def all_cases():
+    results = []
+    torch.manual_seed(0)
+    for shape, filter_size, options in CASES.values():
+        results += with_gradients(
+            lambda *given, options=options: functional.depthwise_conv2d(*given, **options, backend="cpp"),
+            draw(shape, filter_size, torch.float32),
+        )
+    return results
+
+
+def test_results_are_bitwise_the_same_for_any_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            runs.append(all_cases())
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
+
+
+def test_every_element_of_a_result_is_written():
+    expected = all_cases()
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        actual = all_cases()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_older_instruction_sets_agree(isa):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "values or any_",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PSEUDOSEG_ISA": isa}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_operators_pass_opcheck():
+    functional.depthwise_conv2d(*draw((1, 2, 3, 3), (3, 3), torch.float32), backend="cpp")  # loads them
+    input, weight, bias = draw((2, 5, 7, 6), (3, 5), torch.float32)
+    last = input.detach().permute(0, 2, 3, 1).requires_grad_()
+    geometry = ([2, 1], [1, 2], [1, 1])
+    ops = torch.ops.pseudoseg_fast
+    output = ops.depthwise_conv2d(last, weight, bias, *geometry).detach()
+    calls = {
+        ops.depthwise_conv2d.default: (last, weight, bias, *geometry),
+        ops.depthwise_conv2d_backward.default: (
+            output,
+            last.detach(),
+            weight.detach(),
+            *geometry,
+            True,
+            True,
+        ),
+    }
+    for operator, arguments in calls.items():
+        assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}, operator
+
+
+def test_gradients_that_nobody_wants_are_not_made():
+    input, weight, _ = draw((1, 4, 5, 5), (3, 3), torch.float32)
+    for wanted in (input, weight):
+        for tensor in (input, weight):
+            tensor.grad = None
+            tensor.requires_grad_(tensor is wanted)
+        functional.depthwise_conv2d(input, weight, backend="cpp").sum().backward()
+        assert [tensor.grad is not None for tensor in (input, weight)] == [
+            tensor is wanted for tensor in (input, weight)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": torch.ones(4, 4, 3, 3)}, ValueError, r"weight must be \[4, 1, height, width\]"),
+        ({"weight": torch.ones(4, 1, 3, 3).double()}, TypeError, "one dtype, got input torch.float32"),
+        ({"bias": torch.ones(3)}, ValueError, "bias must have shape"),
+        ({"stride": (0, 1)}, ValueError, "stride must be two integers from 1 on, got"),
+        ({"padding": (1,)}, ValueError, "padding must be two integers from 0 on, got"),
+        ({"dilation": (1, 3)}, ValueError, "reaches over 3 x 7 pixels, but the padded input has 5 x 5"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_arguments_are_refused(change, error, message):
+    arguments = {"input": torch.ones(1, 4, 5, 5), "weight": torch.ones(4, 1, 3, 3)} | change
+    with pytest.raises(error, match=message):
+        functional.depthwise_conv2d(**arguments)
+
+
+def test_half_precision_is_left_to_pytorch():
+    input, weight, bias = (tensor.detach().bfloat16() for tensor in draw((1, 4, 5, 5), (3, 3), torch.float32))
+    expected = conv2d(input, weight, bias, groups=4)
+    assert torch.equal(functional.depthwise_conv2d(input, weight, bias), expected)
+    with pytest.raises(RuntimeError, match=r"float32 and float64, got torch\.bfloat16"):
+        functional.depthwise_conv2d(input, weight, bias, backend="cpp")
+
+
+def network():
+    made = Network("DeepLabV3Plus", tiny.ENCODER, None, classes=3, attention_dim=4).double().train()
+    return made.to(memory_format=torch.channels_last)
+
+
+def test_a_network_computes_and_learns_the_same_with_the_kernels():
+    plain = network()
+    fast = copy.deepcopy(plain)
+    assert (
+        use_depthwise_kernels(fast)
+        == sum(isinstance(module, DepthwiseConv2d) for module in fast.modules())
+        > 3
+    )
+    assert not any(isinstance(module, DepthwiseConv2d) for module in plain.modules())
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    images = torch.randint(0, 256, (2, 3, 64, 64)).double()
+    for one in (plain, fast):
+        torch.manual_seed(0)  # the decoder drops out
+        one(images).decoder_logits.square().mean().backward()
+    for (name, parameter), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def test_other_convolutions_stay_as_they_are():
+    other = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 4, 3),
+        torch.nn.Conv2d(4, 8, 3, groups=4),
+        torch.nn.Conv2d(4, 4, 3, groups=2),
+        torch.nn.Conv2d(1, 1, 3),
+        torch.nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+        torch.nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="reflect"),
+    )
+    assert use_depthwise_kernels(other) == 0
+    assert all(type(module) is torch.nn.Conv2d for module in other)
+
+
+def test_under_autocast_pytorch_convolves():
+    module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
+    images = torch.randn(1, 4, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = module(images)
+        assert use_depthwise_kernels(module) == 1
+        assert torch.equal(module(images), expected)
+    assert module(images).dtype == torch.float32
+
+
+def test_compiles():
+    module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4, padding=1))
+    use_depthwise_kernels(module)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for images in (torch.randn(2, 4, 6, 5), torch.randn(3, 4, 6, 5)):
+        expected = torch.autograd.grad(module(images).square().sum(), module.parameters())
+        actual = torch.autograd.grad(compiled(images).square().sum(), module.parameters())
+        torch.testing.assert_close(actual, expected)
