@@ -86,9 +86,7 @@ class Cell:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             process = subprocess.run(command, stdout=log, stderr=log, env=environment)
         if process.returncode:
-            raise RuntimeError(
-                f"{self.name}, seed {self.seed}, ended with {process.returncode}; see {log.name}"
-            )
+            raise RuntimeError(f"ended with {process.returncode}; see {log.name}")
         return {
             **asdict(self),
             "config": config,
@@ -140,6 +138,26 @@ def read_curves(path: Path) -> dict[str, list[list[float]]]:
     return found
 
 
+def read_cells(path: Path) -> list[Cell]:
+    """Return the runs of a grid in its order."""
+    grid = yaml.safe_load(path.read_text())
+    common = grid.get("common", "")
+    return [
+        Cell(path.stem, name, seed, f"{common} {options}".strip())
+        for name, options in grid["runs"].items()
+        for seed in grid["seeds"]
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the results that there are; a last line that was cut off while it was written is taken off the file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines[:-1]))
+        del lines[-1]
+    return [json.loads(line) for line in lines]
+
+
 def run_grid(
     path: Path, results: Path, runs: Path, jobs: int = 1, threads: int | None = None, only: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -153,15 +171,9 @@ def run_grid(
         threads: of each; None shares the cores among the jobs.
         only: regular expression; rows whose name has no match of it are not run.
     """
-    grid = yaml.safe_load(path.read_text())
-    common = grid.get("common", "")
-    cells = [
-        Cell(path.stem, name, seed, f"{common} {options}".strip())
-        for name, options in grid["runs"].items()
-        for seed in grid["seeds"]
-    ]
+    cells = read_cells(path)
     results.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = read_rows(results)
     done = {cell: row for cell in cells for row in rows if same(row, cell)}
     failures = []
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
@@ -175,9 +187,9 @@ def run_grid(
         for future in as_completed(futures):
             try:
                 done[futures[future]] = row = future.result()
-            except RuntimeError as error:
-                failures.append(str(error))
-                print(error, file=sys.stderr, flush=True)
+            except (RuntimeError, OSError, ValueError) as error:  # the last two: it left no whole result
+                failures.append(f"{futures[future].name}, seed {futures[future].seed}: {error}")
+                print(failures[-1], file=sys.stderr, flush=True)
                 continue
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")

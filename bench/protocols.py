@@ -3,8 +3,8 @@
 python -m bench.protocols [--start] [--output bench/results/protocols.json]
 
 Nothing is computed for the counts: tensors are shapes, so a step of any size takes seconds on any machine. Operations
-are those of matrix products and convolutions. Memory is what the forward passes keep for the backward one under bf16
-autocast, and weights, gradients, optimiser and teacher in float32; working memory of single operations is left out, so
+are those of the matrix products and convolutions of a forward pass, times three where a backward one follows, as it does
+for labelled and strong views. Memory is what the forward passes keep for the backward one under bf16 autocast, and weights, gradients, optimiser and teacher in float32; working memory of single operations is left out, so
 the batch that fits is chosen for FILL of the card. Hours assume RATE operations a second. ``--start`` takes a real step
 of 2 + 2 pictures of the right size on the CPU.
 """
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pseudoseg_fast.config import Config, parse_config
@@ -52,13 +53,14 @@ def count(preset: str) -> dict[str, Any]:
     )
     name = preset.split("-")[0]
     network = build_network(config.model, CLASSES[name], 0 if name in ("voc12", "coco") else None)
-    small, large = (cost(network, config, pictures) for pictures in (2, 4))
-    growth = (large["kept"] - small["kept"]) / 2
+    small, large = (kept_bytes(network, config, pictures) for pictures in (2, 4))
+    growth = (large - small) / 2
     weights = sum(parameter.numel() for parameter in network.parameters())
     states = 2 if config.optim.name == "adamw" else 1
     fixed = 4 * weights * (2 + states + bool(config.method.ema))
-    batch = min(config.optim.batch_size, int((FILL * CARD - fixed) / growth))
-    step = large["operations"] / 4 * config.optim.batch_size
+    batch = int((FILL * CARD - fixed) / growth)
+    pictures = config.optim.batch_size * config.optim.accumulate
+    step = operations(network, config) * (3 + 3 * config.method.strong_views + 1) * pictures
     return {
         "preset": preset,
         "crop": config.data.crop_size,
@@ -66,15 +68,31 @@ def count(preset: str) -> dict[str, Any]:
         "TFLOP a step": step / 1e12,
         "GB a picture pair": growth / 1e9,
         "GB without pictures": fixed / 1e9,
-        "pictures a step": config.optim.batch_size,
+        "pictures a step": pictures,
+        "pictures a pass": config.optim.batch_size,
         "batch that fits": batch,
         "steps": config.optim.steps,
         "GPU-hours": config.optim.steps * step / RATE / 3600,
     }
 
 
-def cost(network: Network, config: Config, pictures: int) -> dict[str, float]:
-    """Return the operations of a step of ``pictures`` labelled and as many unlabelled ones, and the bytes it keeps."""
+def operations(network: Network, config: Config) -> int:
+    """Return the operations of the forward pass of one picture.
+
+    Of the backward pass they are not counted but taken as twice as many: for grouped convolutions torch counts those of
+    ungrouped ones. Attention is counted as the products that it is, since for the CPU's fused one torch counts nothing.
+    """
+    side = -(-config.data.crop_size // network.stride) * network.stride
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        image = torch.empty(1, 3, side, side)
+        labels = torch.ones(1, network.classifier.out_features)
+        with FlopCounterMode(display=False) as counter:
+            network.eval()(image, sgc=True, image_labels=labels)
+    return int(counter.get_total_flops())
+
+
+def kept_bytes(network: Network, config: Config, pictures: int) -> int:
+    """Return what a pass of ``pictures`` labelled and as many unlabelled ones keeps for the backward one."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -95,17 +113,14 @@ def cost(network: Network, config: Config, pictures: int) -> dict[str, float]:
             "strong": strong,
             "valid": valid[:, None].expand(-1, views, -1, -1),
         }
-        with FlopCounterMode(display=False) as counter:
-            with (
-                torch.autocast("cpu", dtype=torch.bfloat16),
-                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            ):
-                losses = step(labeled, unlabeled, 1.0)
-            sum(losses.values(), torch.zeros(())).backward()
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            step(labeled, unlabeled, 1.0)
     for parameter in network.parameters():
         kept.pop(parameter.untyped_storage()._cdata, None)
-        parameter.grad = None
-    return {"operations": float(counter.get_total_flops()), "kept": float(sum(kept.values()))}
+    return sum(kept.values())
 
 
 def start(preset: str, folder: Path) -> dict[str, float]:
@@ -113,6 +128,7 @@ def start(preset: str, folder: Path) -> dict[str, float]:
     name = preset.split("-")[0]
     root, lists = WRITERS[name](folder / preset)
     options = f"--config {preset} --data.root {root} {lists} --data.workers 0 --model.encoder_weights null"
+    options += " --optim.accumulate 1"
     config = parse_config(
         f"{options} --optim.batch_size 2 --run.accelerator cpu --run.precision 32-true".split(),
         "protocols",

@@ -88,7 +88,7 @@ def read_sets(
 
     labeled = read(config.labeled, tree.labeled, lambda path: read_list(path, root, index=index))
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
-    rest = tree.without([*labeled, *val], root)
+    rest = tree.without(val if config.reuse_labeled else [*labeled, *val], root)
     unlabeled = read(
         config.unlabeled, rest, lambda path: read_unlabeled(path, root, index, config.unlabeled_size)
     )

@@ -56,6 +56,7 @@ class DataConfig:
         color_jitter: strengths of the strong view's brightness, contrast, saturation and hue.
         cutout: side of the strong view's square, as a fraction of the crop.
         cache: keep decoded pictures in memory.
+        reuse_labeled: where a layout tells which pictures are unlabelled, the labelled ones are among them.
         workers: processes that read and augment; 0 does it in the main one.
     """
 
@@ -80,6 +81,7 @@ class DataConfig:
     color_jitter: tuple[float, float, float, float] = augment.COLOR_JITTER
     cutout: float = augment.CUTOUT
     cache: bool = False
+    reuse_labeled: bool = False
     workers: int = 2
 
     def __post_init__(self) -> None:

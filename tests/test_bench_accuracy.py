@@ -47,11 +47,40 @@ def test_grid_keeps_what_finished_and_names_what_failed(tmp_path, finished):
     assert [row["seed"] for row in rows] == [0, 2]
     assert rows[0]["curves"] == {"L_s": [[10, 0.1235]], "mIoU": [[20, 0.25]]}
     (failure,) = failures
-    assert "seed 1, ended with 2" in failure
+    assert "seed 1: ended with 2" in failure
     assert len(results.read_text().splitlines()) == 2
     again, _ = accuracy.run_grid(grid, results, tmp_path, jobs=1)
     assert again == rows
     assert len(finished) == 4  # the failed one alone ran again
+
+
+def test_row_that_was_cut_off_while_it_was_written_runs_again(tmp_path, finished):
+    grid = tmp_path / "small.yaml"
+    grid.write_text(yaml.safe_dump({"seeds": [0, 2], "runs": {"a row": OPTIONS}}))
+    results = tmp_path / "rows.jsonl"
+    rows, _ = accuracy.run_grid(grid, results, tmp_path)
+    whole = results.read_text()
+    results.write_text(whole[:-20])
+    again, failures = accuracy.run_grid(grid, results, tmp_path)
+    assert (again, failures) == (rows, [])
+    assert len(finished) == 3
+    assert results.read_text() == whole
+
+
+def test_run_that_leaves_no_result_does_not_stop_the_others(tmp_path, finished, monkeypatch):
+    def run(command, **arguments):
+        if command[command.index("--run.seed") + 1] == "0":
+            return accuracy.subprocess.CompletedProcess(command, 0)
+        return with_result(command, **arguments)
+
+    with_result = accuracy.subprocess.run
+    monkeypatch.setattr(accuracy.subprocess, "run", run)
+    grid = tmp_path / "small.yaml"
+    grid.write_text(yaml.safe_dump({"seeds": [0, 2], "runs": {"a row": OPTIONS}}))
+    rows, failures = accuracy.run_grid(grid, tmp_path / "rows.jsonl", tmp_path)
+    assert [row["seed"] for row in rows] == [2]
+    assert "a row, seed 0: " in failures[0]
+    assert "result.json" in failures[0]
 
 
 def test_threads_of_a_grid_do_not_parse(tmp_path, finished, monkeypatch):

@@ -218,7 +218,7 @@ def read_samples(
     if unlabeled and config.unlabeled:
         others = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
     elif unlabeled:
-        others = tree.without([*known, *val], root)
+        others = tree.without(val if config.reuse_labeled else [*known, *val], root)
         if not others:
             raise DataError(
                 "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, or "
