@@ -21,7 +21,7 @@ def finished(monkeypatch):
         folder = accuracy.Path(command[command.index("--run.dir") + 1])
         if command[command.index("--run.seed") + 1] == "1":
             return accuracy.subprocess.CompletedProcess(command, 2)
-        (folder / "log").mkdir(parents=True)
+        (folder / "log").mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps({"seconds": 1.0, "miou": {"last": 0.25, "best": 0.5}}))
         with (folder / "log" / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
