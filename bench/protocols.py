@@ -3,8 +3,8 @@
 python -m bench.protocols [--start] [--output bench/results/protocols.json]
 
 Nothing is computed for the counts: tensors are shapes, so a step of any size takes seconds on any machine. Operations
-are those of the matrix products and convolutions of a forward pass, times three where a backward one follows, as it does
-for labelled and strong views. Memory is what the forward passes keep for the backward one under bf16 autocast, and
+are those of the matrix products and convolutions of a forward pass, times three where a backward one follows, as for
+labelled and strong views. Memory is what the forward passes keep for the backward one under bf16 autocast, and
 weights, gradients, optimiser and teacher in float32; working memory of single operations is left out, so the batch that
 fits is chosen for FILL of the card. Hours assume RATE operations a second. ``--start`` takes a real step of 2 + 2
 pictures of the right size on the CPU.
