@@ -129,43 +129,53 @@ def test_function(benchmark: Any, device: str, size: str, function: str, impleme
     """Check one implementation against eager, measure its memory, then time it."""
     if (size in CUDA_SIZES) != (device == "cuda"):
         pytest.skip(f"{size} is not a size for {device}")
+    chosen = implementation_of(function, implementation, device)
+    sets = INPUT_SETS if device == "cuda" else 1
+    torch.manual_seed(0)
+    inputs = [arguments(function, SIZES[size], device) for _ in range(sets)]
+    benchmark.extra_info.update(size=size, shape={**SIZES[size]._asdict(), "attention_dim": ATTENTION_DIM})
+    compare(benchmark, device, function, implementation, chosen, inputs)
+
+
+def implementation_of(function: str, implementation: str, device: str) -> Run:
+    """Return one implementation of a function, or skip where there is none."""
     run = getattr(functional, function)
     eager = functools.partial(run, backend="eager")
-    chosen: Run
     if implementation == "eager":
-        chosen = eager
-    elif implementation == "compile":
-        chosen = torch.compile(
-            eager, fullgraph=True, mode="max-autotune-no-cudagraphs" if device == "cuda" else None
-        )
-    elif implementation == "attention":
+        return eager
+    if implementation == "compile":
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
+        compiled: Run = torch.compile(eager, fullgraph=True, mode=mode)
+        return compiled
+    if implementation == "attention":
         if function != "refine_cam":
             pytest.skip("PyTorch has a fused attention, and nothing fused for the others")
-        chosen = attention
-    elif (name := backend(function, device)) is None:
+        return attention
+    if (name := backend(function, device)) is None:
         pytest.skip(f"{function} has no kernel on {device}")
-    else:
-        chosen = functools.partial(run, backend=name)
+    return functools.partial(run, backend=name)
 
-    torch.manual_seed(0)
-    sets = [arguments(function, SIZES[size], device) for _ in range(INPUT_SETS if device == "cuda" else 1)]
-    expected = step(eager, sets[0])
-    actual = step(chosen, sets[0])
+
+def compare(
+    benchmark: Any, device: str, function: str, implementation: str, chosen: Run, inputs: list[Arguments]
+) -> None:
+    """Check an implementation against eager on the first of its inputs, measure its memory, then time it on all."""
+    expected = step(functools.partial(getattr(functional, function), backend="eager"), inputs[0])
+    actual = step(chosen, inputs[0])
     for one, other in zip(actual, expected, strict=True):
         if one.is_floating_point():
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
         else:
             assert (one == other).float().mean() > 0.9999  # ties within rounding
     del actual, expected
-    benchmark.group = f"{size} {function}"
-    benchmark.extra_info.update(
+    info = benchmark.extra_info
+    benchmark.group = f"{info['size']} {function}"
+    info.update(
         device=device,
-        size=size,
-        shape={**SIZES[size]._asdict(), "attention_dim": ATTENTION_DIM},
         function=function,
         implementation=implementation,
-        calls=len(sets),
-        extra_bytes=extra_bytes(lambda: step(chosen, sets[0]), device),
+        calls=len(inputs),
+        extra_bytes=extra_bytes(lambda: step(chosen, inputs[0]), device),
     )
     rounds = 30 if implementation == "native" or device == "cuda" else 3
-    benchmark.pedantic(steps, (chosen, sets), rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(steps, (chosen, inputs), rounds=rounds, warmup_rounds=1)

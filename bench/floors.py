@@ -54,13 +54,19 @@ def floor_milliseconds(function: str, shape: Mapping[str, int], rates: Mapping[s
 
     Args:
         function: name of a public function.
-        shape: ``images``, ``classes``, ``label``; refine_cam needs ``cam`` and ``attention_dim``.
+        shape: ``images``, ``classes``, ``label``; refine_cam needs ``cam`` and ``attention_dim``, depthwise_conv2d
+            ``images``, ``channels``, ``side`` and ``taps``.
         rates: of :func:`measure_rates`.
     """
     if function == "refine_cam":
         # Six matrix products: scores and means forward; gradients of means, values, keys and queries backward.
         width = shape["attention_dim"] + shape["classes"] - 1
         return 1e3 * shape["images"] * shape["cam"] ** 4 * 3 * width / rates["multiply_adds"]
+    if function == "depthwise_conv2d":
+        # Result, gradient of the input and of the filter; the input is read twice, so is the upstream gradient.
+        elements = shape["images"] * shape["channels"] * shape["side"] ** 2
+        work = 3 * shape["taps"] ** 2 / rates["multiply_adds"]
+        return 1e3 * elements * max(work, 6 * 4 / rates["bytes"])
     if function not in OPERATIONS:
         return None
     elements = shape["images"] * shape["classes"] * shape["label"] ** 2

@@ -110,6 +110,23 @@ def floors() -> list[list[str]]:
     return rows
 
 
+def depthwise() -> list[list[str]]:
+    """Return depthwise convolutions against PyTorch on the CPU."""
+    rows = [["layer", "eager ms", "compile ms", "C++ ms", "times faster than the better", "times the floor"]]
+    for row in results("depthwise_cpu")["comparison"]:
+        times = row["milliseconds"]
+        figures = [f"{times[name]:.1f}" for name in ("eager", "compile", "native")]
+        rows.append(
+            [
+                row["size"],
+                *figures,
+                f"{row['ratio']:.1f}",
+                f"{times['native'] / row['floor_milliseconds']:.1f}",
+            ]
+        )
+    return rows
+
+
 def steps() -> list[list[str]]:
     """Return what training steps are made of, in every loop."""
     rows = [
@@ -219,6 +236,7 @@ TABLES: dict[str, Table] = {
     "accuracy-tuning": lambda: accuracy("tuning"),
     "kernels": kernels,
     "floors": floors,
+    "depthwise": depthwise,
     "steps": steps,
     "onnx": onnx,
     "protocols": protocols,

@@ -113,7 +113,7 @@ def test_step(
     """Time the network, the loss path and whole steps of a run, and measure the peak of memory of a step."""
     config = configuration(run, loop, device, tmp_path)
     keep_freed_memory()  # as training does
-    if loop == "eager":
+    if loop == "eager" or loop.startswith("research"):
         monkeypatch.setattr(backends, "BACKENDS", {"eager": eager})
     trainer = Trainer(config, tmp_path / "run")
     fresh = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
