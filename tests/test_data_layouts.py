@@ -16,7 +16,7 @@ from pseudoseg_fast.data.listing import walk
 from pseudoseg_fast.data.lists import DataError, Index, read_list
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import read_mask
-from pseudoseg_fast.data.sets import read_data
+from pseudoseg_fast.data.sets import read_data, read_samples
 from pseudoseg_fast.evaluate import evaluate
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.trainer import Trainer
@@ -242,6 +242,17 @@ def test_two_pictures_for_one_mask(tmp_path):
     save(root / "images/train/a.png")
     with pytest.raises(DataError, match=r"1 names below .* are shared by two files"):
         read_tree("folder", root)
+
+
+@pytest.mark.parametrize("layout", PICTURES)
+def test_labelled_pictures_may_be_among_the_unlabelled_ones(tmp_path, layout):
+    tree = read_tree(layout, arrange(tmp_path, layout))
+    labeled, unlabeled = PICTURES[layout][:2]
+    for reuse, expected in ((False, [unlabeled]), (True, [labeled, unlabeled])):
+        config = DataConfig(str(tmp_path), reuse_labeled=reuse)
+        _, others, _ = read_samples(config, tmp_path, tree)
+        assert sorted(sample.name for sample in others) == sorted(expected)
+        assert all(sample.mask is None for sample in others)
 
 
 def test_voc_ids_without_files(tmp_path):
