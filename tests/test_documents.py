@@ -70,6 +70,10 @@ def workplace(tmp_path_factory):
             if source.exists():
                 shutil.copy(source, target)
     shutil.copy(made / "classes.txt", folder / "photos" / "classes.txt")
+    name = (folder / "photos" / "classes.txt").read_text().splitlines()[-1]
+    (folder / "photos" / "tags.csv").write_text(
+        f"image,tags\nimages/train/2.png,{name}\nimages/train/3.png,{name}\n"
+    )
     (folder / "more").mkdir()
     shutil.copy(made / "images" / "0.png", folder / "more" / "0.jpg")
     return folder
@@ -87,7 +91,14 @@ def test_commands_of_the_pages_run_one_after_another(workplace, monkeypatch, cap
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             status = importlib.import_module(program).main(arguments)
             assert not status, f"{page}: {program} {arguments}\n{capsys.readouterr()}"
-    for name in ("runs/photos/report.html", "model.onnx", "masks", "check.png", "photos.yaml"):
+    for name in (
+        "runs/photos/report.html",
+        "runs/tagged/report.html",
+        "model.onnx",
+        "masks",
+        "check.png",
+        "photos.yaml",
+    ):
         assert Path(name).exists(), name
 
 
