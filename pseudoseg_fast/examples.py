@@ -21,11 +21,11 @@ from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.dataset import SegmentationDataset
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data
-from pseudoseg_fast.loaders import weak_strong_views
+from pseudoseg_fast.loaders import tag_frequency, weak_strong_views
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
-from pseudoseg_fast.pseudo_labels import pseudo_label
-from pseudoseg_fast.sgc import foreground_classes
+from pseudoseg_fast.pseudo_labels import exclude_untagged, pseudo_label
+from pseudoseg_fast.sgc import foreground_classes, image_labels_from_mask
 from pseudoseg_fast.step import weak_pass
 from pseudoseg_fast.visualize import Pixels
 from pseudoseg_fast.whole_file import replacing
@@ -40,7 +40,8 @@ SUPERVISED_TITLES = ("weak view", "decoder", "confidence", "truth")
 class Examples:
     """Val pictures, spread over the list, taken as if they were unlabelled: the same views at each drawing.
 
-    They are read when they are first drawn. Nothing is learnt from them, and of their masks only the truth is drawn.
+    They are read when they are first drawn. Nothing is learnt from them. Of their masks the truth is drawn, and with
+    ``method.image_labels`` the tags are taken, as those of unlabelled pictures are given.
 
     Args:
         config: the run's.
@@ -58,6 +59,7 @@ class Examples:
         self.classes = data.classes
         self.background = data.background
         self.colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
+        self.frequency = tag_frequency(data) if data.tags else None
         self.titles = SUPERVISED_TITLES if config.method.name == "supervised" else TITLES
         drawn = spread(len(data.val), EXAMPLES) if indices is None else indices
         others = [index for index in spread(len(data.val), BATCH) if index not in drawn]
@@ -92,7 +94,7 @@ class Examples:
 
         ==============  =============================================================================================
         weak, strong    the views, the first strong one of several; what the strong one lacks is cut out
-        CAM             the strongest class activation map of the classes that the classifier finds, by opacity
+        CAM             the strongest activation map of the classes that the classifier finds or tags name, by opacity
         SGC             the most likely class after self-attention
         fused label     the most likely class of the pseudo label, at its size; white pixels teach nothing
         confidence      the label's maximum, from black to white; of a supervised run the decoder's
@@ -122,13 +124,18 @@ class Examples:
             method = dataclasses.replace(method, gamma=1.0)
         training = network.training
         network.eval()
-        outputs = weak_pass(network, method, views["weak"].to(device), views["valid"].to(device))
+        tags = self._tags(views["mask"]).to(device) if method.image_labels else None
+        outputs = weak_pass(network, method, views["weak"].to(device), views["valid"].to(device), tags)
         network.train(training)
         assert outputs.sgc_logits is not None
         assert outputs.cam is not None
+        told = outputs
+        if method.exclude_untagged and tags is not None:
+            frequency = None if self.frequency is None else self.frequency.to(device)
+            told = exclude_untagged(outputs, tags, self.background, frequency)
         drawn = slice(self.count)
         with torch.autocast(device.type, enabled=False):
-            label = pseudo_label(method, outputs, size if method.label_size == "crop" else None)[drawn]
+            label = pseudo_label(method, told, size if method.label_size == "crop" else None)[drawn]
             confidence, ids = (nearest(values, size) for values in label.max(1))
             decoder, sgc = (
                 functional.predict_labels(logits[drawn], size, align_corners=method.align_corners)
@@ -159,6 +166,10 @@ class Examples:
         return {
             name: torch.stack([item[name] for item in items]) for name in ("weak", "strong", "valid", "mask")
         }
+
+    def _tags(self, masks: Tensor) -> Tensor:
+        """Return the classes that masks [B, H, W] show, [B, K]."""
+        return image_labels_from_mask(masks, len(self.classes), self.background)
 
     def _strongest(self, maps: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
         """Return how strong the strongest of activation maps [K, h, w] is at each pixel, and the ids of its class."""

@@ -89,6 +89,27 @@ def test_pixels_below_the_threshold_teach_nothing(make):
         )
 
 
+def test_tags_that_unlabelled_pictures_have_are_taken_from_the_masks(make, root):
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc", "images/2.png,disc;square"])
+    tagged = {
+        "method.image_labels": True,
+        "method.exclude_untagged": True,
+        "method.norm": "none",
+        "data.tags": "tags.csv",
+    }
+    for changes, absent in (({}, False), (tagged, True)):
+        examples, network = make({"method.gamma": 1} | changes)
+        torch.nn.init.constant_(network.segmentation_head[0].bias, 0)
+        network.segmentation_head[0].bias.data[2] = 9  # a decoder that takes everything for a square
+        examples.batch = examples._read()
+        examples.batch["mask"][examples.batch["mask"] == 2] = 1  # which no picture shows
+        panels = examples.panels(network)
+        square = examples.colors[2]
+        labelled = np.concatenate(panels["fused label"])
+        assert (labelled == square).all(2).any() != absent
+        assert (np.concatenate(panels["decoder"]) == square).all(2).any()
+
+
 def test_a_supervised_run_has_no_label_to_show(make):
     examples, network = make({"method.name": "supervised"})
     sheet = examples.draw(network, cell=100)
