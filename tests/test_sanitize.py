@@ -47,6 +47,24 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
                 functional.cross_entropy(student, labels.long() - 1, reduction="none", **options).sum(),
             ):
                 loss.backward()
+geometries = [  # input, filter, stride, padding, dilation
+    ((2, 19, 9, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((1, 16, 8, 8), (5, 5), (1, 1), (4, 4), (2, 2)),
+    ((2, 5, 8, 8), (3, 3), (1, 1), (12, 12), (12, 12)),
+    ((2, 33, 12, 17), (5, 3), (2, 3), (2, 0), (1, 1)),
+    ((1, 4, 20, 21), (3, 3), (2, 2), (0, 0), (3, 1)),
+    ((1, 17, 21, 23), (11, 9), (1, 1), (5, 4), (1, 1)),
+    ((1, 8, 6, 6), (2, 4), (1, 1), (5, 6), (1, 1)),
+    ((1, 40, 90, 41), (3, 3), (2, 1), (1, 1), (1, 1)),
+    ((3, 8, 1, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
+]
+for dtype in (torch.float32, torch.float64):
+    for shape, taps, stride, padding, dilation in geometries:
+        input = torch.randn(shape, dtype=dtype, requires_grad=True)
+        weight = torch.randn(shape[1], 1, *taps, dtype=dtype, requires_grad=True)
+        bias = torch.randn(shape[1], dtype=dtype, requires_grad=True)
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+        functional.depthwise_conv2d(input, weight, bias, **geometry, backend="cpp").sum().backward()
 print("done")
 """
 
