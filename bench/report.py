@@ -230,7 +230,9 @@ def pools() -> list[list[str]]:
 TABLES: dict[str, Table] = {
     "accuracy-demo": lambda: accuracy("demo"),
     "accuracy-ccp": lambda: accuracy("ccp"),
+    "accuracy-ccp-former": lambda: accuracy("ccp-former"),
     "accuracy-ccp-1200": lambda: accuracy("ccp-1200"),
+    "accuracy-additions": lambda: accuracy("additions"),
     "accuracy-ablation": lambda: accuracy("ablation"),
     "labels-ccp": lambda: labels("ccp"),
     "accuracy-tuning": lambda: accuracy("tuning"),
