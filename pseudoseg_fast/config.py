@@ -181,7 +181,8 @@ class RunConfig:
         dir: folder of the run; null makes one under runs/ named after the method and the time.
         seed: of weights, order of pictures and views.
         resume: go on with the newest whole checkpoint in dir, or begin where there is none (auto; so does the bare
-            option), or with the checkpoint, or that of the run folder, at this path.
+            option), or with the checkpoint, or that of the run folder, at this path. Rates, steps, batch sizes,
+            precision and sizes of pictures may be others then.
         overwrite: let a new run replace the one that dir holds.
         eval_every: steps between evaluations; the last step is always evaluated.
         draw_every: evaluations between two drawings of a few val pictures, and one at the last step; 0 draws none.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pseudoseg_fast.config import Config, DataConfig, to_dict
+from pseudoseg_fast.config import Config, DataConfig, OptimConfig, to_dict
+from pseudoseg_fast.optim import regrouped
 
 if TYPE_CHECKING:
     from pseudoseg_fast.trainer import Trainer
@@ -22,7 +23,20 @@ FREE_ON_RESUME = {
     *("run.compile", "run.nonfinite"),
     *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
-"""Options that a run may go on with changed."""
+"""Options that do not decide a run's result: a run may go on with them changed."""
+
+MAY_CHANGE = {
+    *("optim.lr", "optim.encoder_lr", "optim.sgc_lr", "optim.weight_decay", "optim.warmup", "optim.power"),
+    *("optim.steps", "optim.batch_size", "optim.unlabeled_batch_size", "optim.accumulate"),
+    *("run.precision", "data.short_side", "data.crop_size"),
+}
+"""Options that decide how a run goes on but not what it trains: it may go on with them changed, with a warning.
+
+What a run advises when it has diverged, or has no memory left, is among them.
+"""
+
+GROUPING = ("encoder_lr", "sgc_lr", "weight_decay")
+"""Options of ``optim`` that decide the optimiser's groups."""
 
 
 def state_of(trainer: Trainer, generators: list[list[Tensor]]) -> dict[str, Any]:
@@ -47,15 +61,24 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     """Bring ``trainer`` to where the run was that wrote ``state`` to ``path``.
 
     Raises:
-        ValueError: it is of a run with another network, method or schedule.
+        ValueError: it is of a run with another network or method, or longer than this one.
     """
-    check_same_run(trainer, path, state)
+    notes = keep_start(trainer.config, state["config"])
+    changes = check_same_run(trainer, path, state)
+    notes = [*(f"{name} {there} -> {here}" for name, (there, here) in changes.items()), *notes]
+    if notes and trainer.fabric.is_global_zero:
+        logger.warning(
+            "going on from %s with changed options, %s: the result is not that of one run",
+            path,
+            ", ".join(notes),
+        )
     trainer.network.load_state_dict(state["model"])
     if trainer.teacher:
         trainer.teacher.model.load_state_dict(state["teacher"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.optimizer.load_state_dict(optimizer_state(trainer, state))
     trainer.step, trainer.scored, trainer.seconds = state["step"], state["scored"], state["seconds"]
-    trainer.fabric.strategy.precision.load_state_dict(state["precision"])
+    if state["precision"]:  # of 16-mixed alone; a run that comes to it from another one begins with its own
+        trainer.fabric.strategy.precision.load_state_dict(state["precision"])
     generators, processes = state["generators"], trainer.fabric.world_size
     if len(generators) == processes:
         set_generator_states(generators[trainer.fabric.global_rank])
@@ -70,26 +93,74 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
         )
 
 
-def check_same_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
-    """Raise ValueError if ``state`` is of a run that is configured otherwise, in what matters; the message says how."""
-    ours = to_dict(trainer.config)
-    defaults = to_dict(Config(data=DataConfig(root="")))  # of options that are younger than the checkpoint
-    free = FREE_ON_RESUME
-    if len(state["generators"]) != trainer.fabric.world_size:
-        free = free | {"optim.accumulate"}  # makes up for the processes that are missing
-    differences = [
-        f"{group}.{name}: {value} there, {ours[group].get(name)} here"
+def optimizer_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the optimiser loads: what the checkpoint has, in groups as they are now."""
+    former = OptimConfig(**{name: saved_options(state)["optim"][name] for name in GROUPING})
+    optim = trainer.config.optim
+    if all(getattr(former, name) == getattr(optim, name) for name in GROUPING):
+        return state["optimizer"]
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    return regrouped(state["optimizer"], groups, trainer.network, former, optim)
+
+
+def keep_start(config: Config, saved: dict[str, Any]) -> list[str]:
+    """Leave ``start_u`` and ``ramp_u`` as they were where they are the same shares of another number of steps.
+
+    Returns:
+        For each that stays, its name and value in words.
+    """
+    ours, theirs = config.optim.steps, saved["optim"]["steps"]
+    notes = []
+    for name in ("start_u", "ramp_u"):
+        here, there = getattr(config.method, name), saved["method"].get(name)
+        rounding = 0.5 / ours + 0.5 / theirs
+        if there is not None and here != there and abs(here / ours - there / theirs) <= rounding:
+            setattr(config.method, name, there)
+            notes.append(f"method.{name} stays {there}")
+    return notes
+
+
+def saved_options(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configuration in a checkpoint, with the defaults of options that are younger than it."""
+    defaults = to_dict(Config(data=DataConfig(root="")))
+    return {
+        group: {**defaults[group], **state["config"][group]}
         for group in ("data", "model", "method", "optim", "run")
-        for name, value in {**defaults[group], **state["config"][group]}.items()
-        if f"{group}.{name}" not in free and value != ours[group].get(name)
+    }
+
+
+def check_same_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Raise ValueError if ``state`` is of a run that is configured otherwise, in what matters; the message says how.
+
+    Returns:
+        The options of ``MAY_CHANGE`` that are others now: their values there and here.
+    """
+    ours = to_dict(trainer.config)
+    differences = {
+        f"{group}.{name}": (value, ours[group].get(name))
+        for group, values in saved_options(state).items()
+        for name, value in values.items()
+        if f"{group}.{name}" not in FREE_ON_RESUME and value != ours[group].get(name)
+    }
+    changes = {name: values for name, values in differences.items() if name in MAY_CHANGE}
+    refused = [
+        f"{name}: {there} there, {here} here"
+        for name, (there, here) in differences.items()
+        if name not in MAY_CHANGE
     ]
     if state["classes"] != trainer.data.classes:
-        differences.append(f"classes: {state['classes']} there, {trainer.data.classes} here")
-    if differences:
+        refused.append(f"classes: {state['classes']} there, {trainer.data.classes} here")
+    if refused:
         raise ValueError(
             f"{path} is of a run with another configuration; resume with the same one "
-            f"({path.parent.parent / 'config.yaml'}), or start anew:\n  " + "\n  ".join(differences)
+            f"({path.parent.parent / 'config.yaml'}), or start anew:\n  " + "\n  ".join(refused)
         )
+    if "optim.steps" in changes and state["step"] > trainer.config.optim.steps:
+        raise ValueError(
+            f"{path} is of step {state['step']}; expected optim.steps to be no less, got "
+            f"{trainer.config.optim.steps}"
+        )
+    return changes
 
 
 def generator_states() -> list[Tensor]:

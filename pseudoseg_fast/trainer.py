@@ -414,7 +414,7 @@ class Trainer:
         """Go on where the run that wrote the first whole one of ``paths`` was.
 
         Raises:
-            ValueError: no checkpoint is whole, or it is of a run with another network, method or schedule.
+            ValueError: no checkpoint is whole, or it is of a run with another network or method.
         """
         loaded: list[dict[str, Any]] = []
 
@@ -425,6 +425,7 @@ class Trainer:
 
         path = from_first(self.fabric, choose)
         restore_state(self, path, loaded[0] if loaded else checkpoint.load(path))
+        check_start(self.config)  # of fewer steps than it had
         # The best of another folder is not copied, so here it is chosen anew.
         self.best = self.kept_best() if is_own(self.folder, path) else None
 

@@ -147,3 +147,47 @@ def test_memory_that_runs_out_ends_with_the_batch_that_fits(root, tmp_path, monk
     message = capsys.readouterr().err
     assert "out of memory at step 1, in a pass of 5 labelled and 5 unlabelled pictures of 32 px" in message
     assert said in message
+
+
+def test_a_run_that_diverged_goes_on_as_it_is_advised(root, tmp_path, monkeypatch, capsys):
+    changes = {"run.checkpoint_every": 2, "optim.steps": 4, "run.precision": "bf16-mixed"}
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poison(patch, 3)
+        assert train.main(tiny.options(root, folder, changes)) == 2
+    message = capsys.readouterr().err
+    for advice in ("--run.resume auto", "lower optim.lr", "lengthen optim.warmup", "run.precision 32-true"):
+        assert advice in message
+    changes |= {
+        "optim.lr": 0.001,
+        "optim.warmup": 4,
+        "run.precision": "32-true",
+        "run.resume": "auto",
+    }
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    assert tiny.checkpoint(folder)["step"] == 4
+
+
+def test_a_run_without_memory_goes_on_with_the_batches_that_fit(root, tmp_path, monkeypatch, capsys):
+    forward = StepLosses.forward
+
+    def too_large(self, labeled, unlabeled, weight):
+        if unlabeled is not None and len(labeled["image"]) > 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return forward(self, labeled, unlabeled, weight)
+
+    monkeypatch.setattr(StepLosses, "forward", too_large)
+    folder = tmp_path / "run"
+    changes = {
+        "optim.batch_size": 4,
+        "optim.unlabeled_batch_size": 6,
+        "optim.steps": 4,
+        "method.start_u": 2,
+        "run.checkpoint_every": 2,
+    }
+    assert train.main(tiny.options(root, folder, changes)) == 2
+    advised = re.search(r"2 \+ 3 fit: give (.*), and (.*) for as many", capsys.readouterr().err)
+    options = " ".join(advised.groups()).split()
+    assert options[::2] == ["--optim.batch_size", "--optim.unlabeled_batch_size", "--optim.accumulate"]
+    assert train.main([*tiny.options(root, folder, changes), *options, "--run.resume=auto"]) == 0
+    assert tiny.checkpoint(folder)["step"] == 4

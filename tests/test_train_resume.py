@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -14,12 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from same_runs import assert_same, assert_same_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pseudoseg_fast import checkpoint, train, trainer
-from pseudoseg_fast.config import from_dict, to_dict
-from pseudoseg_fast.run_state import check_same_run
+from pseudoseg_fast.config import from_dict, parse_config, to_dict
+from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run
 from pseudoseg_fast.trainer import Trainer
 
 STEPS = 6
@@ -273,16 +275,93 @@ def test_ctrl_c_on_a_process_with_workers(root, tmp_path, capsys):
 
 
 def test_another_configuration_is_refused_with_what_differs(root, whole, capsys):
-    changes = CHANGES | {"optim.lr": 0.5, "method.gamma": 1, "model.attention_dim": 4, "run.resume": "auto"}
+    changes = CHANGES | {"run.seed": 5, "method.gamma": 1, "model.attention_dim": 4, "run.resume": "auto"}
     before = (whole / "config.yaml").read_text()
     assert train.main(tiny.options(root, whole, changes)) == 2
     message = capsys.readouterr().err
     assert f"resume with the same one ({whole / 'config.yaml'})" in message
-    assert "optim.lr: 0.007 there, 0.5 here" in message
+    assert "run.seed: 0 there, 5 here" in message
     assert "method.gamma: 0.5 there, 1.0 here" in message
     assert "model.attention_dim: 8 there, 4 here" in message
     assert message.count(" there, ") == 3
     assert (whole / "config.yaml").read_text() == before
+
+
+EVERYTHING = {
+    "optim.lr": 0.001,
+    "optim.encoder_lr": 0.5,
+    "optim.sgc_lr": 2.0,
+    "optim.weight_decay": 0.01,
+    "optim.warmup": 8,
+    "optim.power": 2.0,
+    "optim.steps": 8,
+    "optim.batch_size": 3,
+    "optim.unlabeled_batch_size": 2,
+    "optim.accumulate": 2,
+    "run.precision": "bf16-mixed",
+    "data.short_side": 36,
+    "data.crop_size": 24,
+}
+
+
+def test_what_decides_how_a_run_goes_on_may_change(root, whole, tmp_path, caplog):
+    assert EVERYTHING.keys() == MAY_CHANGE
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = tiny.checkpoint(folder)
+    with caplog.at_level(logging.WARNING, "pseudoseg_fast"):
+        assert train.main(tiny.options(root, folder, CHANGES | EVERYTHING | {"run.resume": "auto"})) == 0
+    (warning,) = [message for message in caplog.messages if "changed options" in message]
+    for part in ("optim.lr 0.007 -> 0.001", "optim.steps 6 -> 8", "data.short_side None -> 36"):
+        assert part in warning
+    assert warning.count(" -> ") == len(EVERYTHING)
+    assert warning.endswith("the result is not that of one run")
+    state = tiny.checkpoint(folder)
+    assert state["step"] == 8
+    assert state["config"]["optim"]["batch_size"] == 3
+    assert not torch.equal(state["model"]["classifier.weight"], before["model"]["classifier.weight"])
+
+
+def momenta(folder, changes, root):
+    """The momentum of each parameter, and the groups, of a trainer that has restored the last checkpoint."""
+    ours = Trainer(parse_config(tiny.options(root, folder, CHANGES | changes), "", ""), folder)
+    ours.restore([folder / "checkpoints" / "last.ckpt"])
+    names = {parameter: name for name, parameter in ours.network.named_parameters()}
+    state = ours.optimizer.optimizer.state
+    found = {names[parameter]: state[parameter]["momentum_buffer"] for parameter in state}
+    return found, ours.optimizer.param_groups
+
+
+def test_every_parameter_keeps_its_momentum_when_rates_and_decay_change(root, whole):
+    one, _ = momenta(whole, {}, root)
+    changes = {"optim.encoder_lr": 0.5, "optim.sgc_lr": 3.0, "optim.weight_decay": 0.1}
+    other, groups = momenta(whole, changes, root)
+    assert_same(one, other)
+    assert {(group["scale"], group["weight_decay"]) for group in groups} == {
+        (scale, decay) for scale in (0.5, 1.0, 3.0) for decay in (0.0, 0.1)
+    }
+
+
+def test_unlabelled_pictures_are_used_from_the_step_on_that_a_run_of_other_steps_had(root, tmp_path, caplog):
+    folder, changes = tmp_path / "run", {"optim.steps": 4, "method.start_u": 0.5, "method.ramp_u": 0.25}
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    again = changes | {"optim.steps": 8, "run.resume": "auto"}
+    assert train.main(tiny.options(root, folder, again)) == 0
+    assert "method.start_u stays 2, method.ramp_u stays 1: " in caplog.text
+    method = tiny.checkpoint(folder)["config"]["method"]
+    assert (method["start_u"], method["ramp_u"]) == (2, 1)
+
+
+def test_a_run_does_not_go_on_to_fewer_steps_than_it_has_taken(root, whole, capsys):
+    assert train.main(tiny.options(root, whole, CHANGES | {"optim.steps": 5, "run.resume": "auto"})) == 2
+    assert "is of step 6; expected optim.steps to be no less, got 5" in capsys.readouterr().err
+
+
+def test_another_precision_has_a_scale_of_its_own(root, whole):
+    config = parse_config(tiny.options(root, whole, CHANGES), "", "")
+    ours = Trainer(config, whole)
+    ours.fabric.strategy.precision.load_state_dict = lambda state: pytest.fail("there is none to load")
+    ours.restore([whole / "checkpoints" / "last.ckpt"])
 
 
 def test_an_option_younger_than_the_checkpoint_had_its_default_there(tmp_path):
