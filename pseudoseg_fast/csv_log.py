@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,14 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pseudoseg_fast.csv_rows import read_rows, to_lines
 from pseudoseg_fast.whole_file import replace_text
 
+logger = logging.getLogger(__name__)
+
 
 class CsvLog(Logger):
     """Write metrics to a CSV file with the columns ``step`` and whatever was logged so far, empty where it was not.
 
-    A row is appended in one piece; where it brings new columns, the file is replaced in one rename.
+    A row is appended in one piece; where it brings new columns, the file is replaced in one rename. Rows that cannot be
+    written wait in memory, with a warning, and go to the file with the next one that can.
 
     Args:
         path: of the file; what it holds is deleted with the first row, unless the log goes on (:meth:`go_on`).
@@ -26,6 +30,8 @@ class CsvLog(Logger):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns: list[str] = []
+        self.waiting: list[dict[str, str]] = []
+        self.torn = False
 
     @property
     def name(self) -> str:
@@ -43,18 +49,19 @@ class CsvLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row.
+        """Append a row."""
+        self.waiting.append(
+            {"step": str(step), **{name: str(float(value)) for name, value in metrics.items()}}
+        )
+        first = not self.torn
+        if (error := self._write()) and first:
+            logger.warning("%s cannot be written, its rows wait until it can: %s", self.path, error)
 
-        Raises:
-            OSError: the file cannot be written; the rows so far are intact, but for one torn line at the end at most.
-        """
-        row = {"step": str(step), **{name: str(float(value)) for name, value in metrics.items()}}
-        if row.keys() <= set(self.columns):
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(to_lines(self.columns, [row]))
-        else:
-            rows = read_rows(self.path) if self.columns else []
-            self._replace([*rows, row])
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what waits, or say that it is lost."""
+        if self.waiting and (error := self._write()):
+            logger.warning("%s has no rows from step %s on: %s", self.path, self.waiting[0]["step"], error)
 
     @rank_zero_only
     def go_on(self, step: int) -> None:
@@ -66,6 +73,20 @@ class CsvLog(Logger):
         rows = [row for row in read_rows(self.path) if int(row["step"]) <= step]
         if rows:
             self._replace(rows)
+
+    def _write(self) -> OSError | None:
+        """Write the rows that wait; return why they cannot be."""
+        try:
+            if not self.torn and len(self.waiting) == 1 and self.waiting[0].keys() <= set(self.columns):
+                with self.path.open("a", encoding="utf-8", newline="") as file:
+                    file.write(to_lines(self.columns, self.waiting))
+            else:
+                self._replace([*(read_rows(self.path) if self.columns else []), *self.waiting])
+        except OSError as error:
+            self.torn = True  # there may be half a row at the end
+            return error
+        self.waiting, self.torn = [], False
+        return None
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
         columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -21,6 +20,7 @@ from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.dataset import SegmentationDataset
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data
+from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.loaders import tag_frequency, weak_strong_views
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
@@ -79,14 +79,14 @@ class Examples:
         every, evaluation = self.run.draw_every, step // self.run.eval_every
         return every > 0 and (evaluation % every == 0 or step == self.steps)
 
-    def publish(self, network: Network, folder: Path, step: int, log: TensorBoardLogger) -> None:
+    def publish(self, network: Network, folder: Path, step: int, log: EventLog) -> None:
         """Draw into ``folder/pictures`` and for TensorBoard."""
         began = time.monotonic()
         picture = self.draw(network)
         path = folder / "pictures" / f"step_{step:06}.png"
         with replacing(path) as partial:
             picture.save(partial, "png")
-        log.experiment.add_image("eval/pictures", np.asarray(picture), step, dataformats="HWC")
+        log.log_image("eval/pictures", np.asarray(picture), step)
         say(f"step {step}/{self.steps}: {path} drawn in {time.monotonic() - began:.1f} s")
 
     def draw(self, network: Network, titles: tuple[str, ...] | None = None, cell: int = 160) -> Image.Image:

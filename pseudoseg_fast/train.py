@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from pseudoseg_fast import event_log
 from pseudoseg_fast.config import Config, parse_config, to_dict
 from pseudoseg_fast.distributed import check_same_options, end_processes, from_first, is_child, make_fabric
 from pseudoseg_fast.finite import NotFinite
@@ -57,7 +56,7 @@ def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
     """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
     if go_on:
         trainer.csv_log.go_on(trainer.step)
-        event_log.go_on(trainer.tensorboard, trainer.step)
+        trainer.tensorboard.go_on(trainer.step)
     elif holds_run(folder):
         clear_folder(folder)
     describe_run(folder, trainer.config, trainer.data, trainer.fabric)

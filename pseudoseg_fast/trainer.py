@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from pseudoseg_fast.distributed import (
     shares,
 )
 from pseudoseg_fast.evaluate import Scores, evaluate
+from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
@@ -96,7 +96,7 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.csv_log = CsvLog(folder / "log" / "metrics.csv")
         self.fabric = fabric or make_fabric(config.run)
-        self.tensorboard = TensorBoardLogger(folder, name="", version="log")
+        self.tensorboard = EventLog(folder, name="", version="log")
         self.fabric.loggers.extend([self.csv_log, self.tensorboard])
         self.rank = {"rank": self.fabric.global_rank, "world_size": self.fabric.world_size}
         torch.manual_seed(config.run.seed)

@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from disk import full_disk
 
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.csv_rows import read_rows
@@ -80,3 +81,31 @@ def test_lines_that_are_no_rows_are_passed_over(path, rubbish):
     with path.open("ab") as file:
         file.write(rubbish)
     assert numbers(path) == [{"step": 1, "loss": 0.125, "lr": 0.25}]
+
+
+def test_rows_wait_while_they_cannot_be_written(path, caplog):
+    log = CsvLog(path)
+    log.log_metrics({"loss": 0.5}, 1)
+    with full_disk(path.stat().st_size + 3):  # room for half a row
+        log.log_metrics({"loss": 0.25}, 2)
+        log.log_metrics({"loss": 0.125}, 3)
+    assert numbers(path) == [{"step": 1, "loss": 0.5}]
+    log.log_metrics({"loss": 0.75}, 4)
+    assert [row["loss"] for row in numbers(path)] == [0.5, 0.25, 0.125, 0.75]
+    log.finalize("success")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path} cannot be written, its rows wait until it can: ")
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_the_end_of_a_run_is_the_last_chance_of_rows_that_wait(path, caplog, room):
+    log = CsvLog(path)
+    log.log_metrics({"loss": 0.5}, 1)
+    with full_disk(path.stat().st_size + 3):
+        log.log_metrics({"loss": 0.25}, 2)
+        if not room:
+            log.finalize("success")
+    if room:
+        log.finalize("success")
+    assert [row["step"] for row in numbers(path)] == ([1, 2] if room else [1])
+    assert any("has no rows from step 2 on" in message for message in caplog.messages) == (not room)

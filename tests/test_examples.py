@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from lightning_fabric.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.data.sets import read_data
+from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import SUPERVISED_TITLES, TITLES, Examples, spread
 from pseudoseg_fast.networks import build_network
 
@@ -133,7 +133,7 @@ def test_pictures_of_other_channels_and_classes_without_background(make, root, t
 
 def test_they_are_written_for_people_and_for_tensorboard(make, tmp_path):
     examples, network = make()
-    log = TensorBoardLogger(tmp_path, name="", version="log")
+    log = EventLog(tmp_path, name="", version="log")
     examples.publish(network, tmp_path, 20, log)
     log.finalize("success")
     with Image.open(tmp_path / "pictures" / "step_000020.png") as written:
