@@ -1,15 +1,60 @@
-"""The batches of a forward pass, and which of them memory has room for."""
+"""The batches of a forward pass: which the norms of a network can take, and which memory has room for."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.memory import largest_batch
+from pseudoseg_fast.network import Network
+from pseudoseg_fast.step import has_batch_norm
 
 Batches = tuple[dict[str, Any], dict[str, Any] | None]
 """Labelled and unlabelled batch of one forward pass."""
+
+
+def smallest_passes(config: Config) -> dict[str, int]:
+    """Return how many pictures the smallest passes in training mode have, by the option that decides it."""
+    optim, method = config.optim, config.method
+    smallest = {"optim.batch_size": optim.batch_size}
+    if method.name == "pseudoseg":
+        option = "optim.unlabeled_batch_size" if optim.unlabeled_batch_size else "optim.batch_size"
+        sizes = [] if method.joint is True else [1]
+        sizes += [] if method.ema else [2 if method.flip_labels else 1]
+        if sizes:
+            size = min(sizes) * (optim.unlabeled_batch_size or optim.batch_size)
+            smallest[option] = min(size, smallest.get(option, size))
+    return smallest
+
+
+def check_norms(network: Network, config: Config) -> None:
+    """Refuse a pass of one picture whose batch norms would have one value per channel, now and not when it comes.
+
+    Args:
+        network: on the CPU; stays as it is.
+        config: of the run.
+
+    Raises:
+        ValueError: there is such a pass.
+    """
+    alone = [option for option, size in smallest_passes(config).items() if size == 1]
+    if not alone or not has_batch_norm(network):
+        return
+    probe = copy.deepcopy(network).train()
+    side = -(-config.data.crop_size // network.stride) * network.stride
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():  # shapes alone: nothing is computed
+            probe(torch.zeros(1, network.in_channels, side, side), sgc=config.method.name == "pseudoseg")
+    except ValueError as error:
+        raise ValueError(
+            f"{alone[0]} 1 makes passes of one picture, and the batch norms of {config.model.arch} need more than one "
+            f"value per channel; give --{alone[0]} 2, with a smaller --data.crop_size if memory is short"
+        ) from error
 
 
 def count(pair: Batches) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.batches import Batches, what_fits
+from pseudoseg_fast.batches import Batches, check_norms, what_fits
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
@@ -146,6 +146,7 @@ class Trainer:
             raise ValueError("run.sync_batchnorm is for GPUs alone; leave it on auto")
         if on_gpu and sync is not False and self.fabric.world_size > 1:
             return convert_sync_batchnorm(network)  # timm's, which knows norms with an activation
+        check_norms(network, self.config)  # synchronised ones see the pictures of all processes
         return network
 
     def compile(self) -> None:

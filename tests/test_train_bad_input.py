@@ -129,6 +129,16 @@ BEFORE_THE_FIRST_STEP = {
     ),
     "gamma": (None, {"method.gamma": -1}, ["method.gamma must be in [0, 1], got -1"]),
     "class weights": (None, {"method.class_weight": [1, 2]}, ["a weight for each of the 3 classes", "got 2"]),
+    "a pass of one picture": (
+        None,
+        {"optim.batch_size": 1},
+        ["optim.batch_size 1 makes passes of one picture", "of DeepLabV3Plus need", "--optim.batch_size 2"],
+    ),
+    "a late pass of one picture": (
+        None,
+        {"optim.unlabeled_batch_size": 1, "method.start_u": 2},
+        ["optim.unlabeled_batch_size 1 makes passes of one picture", "give --optim.unlabeled_batch_size 2"],
+    ),
     "unlabelled pictures from after the last step": (
         None,
         {"method.start_u": 3},
@@ -158,6 +168,19 @@ def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, capsys,
     for part in expected:
         assert part in message
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.arch": "FPN", "optim.batch_size": 1, "data.crop_size": 64},
+        {"method.name": "supervised", "optim.unlabeled_batch_size": 1},
+        {"method.joint": "true", "method.ema": 0.9, "optim.unlabeled_batch_size": 1},
+    ],
+    ids=["norms over pixels", "no unlabelled pictures", "joint passes"],
+)
+def test_a_batch_of_one_picture_that_norms_can_take_is_not_refused(root, tmp_path, changes):
+    assert train.main(tiny.options(root, tmp_path / "run", {"optim.steps": 1, **changes})) == 0
 
 
 def test_supervised_training_reads_no_unlabelled_list(root, tmp_path):
