@@ -196,8 +196,8 @@ class RunConfig:
         sync_batchnorm: batch norms take statistics over the pictures of all processes; auto does so on GPUs.
         compile: compile the network with torch.compile, which takes a minute or more before the first step; evaluation,
             whose pictures may be of many sizes, stays eager.
-        nonfinite: what a NaN or infinite loss or gradient does: stop the run, or skip the step, which waits for the
-            device at every step.
+        nonfinite: what a NaN or infinite loss or gradient, or a loss above 10 000, does: stop the run, or skip the
+            step, which waits for the device at every step.
     """
 
     dir: str | None = None

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: which they are, without waiting for the device at each of them."""
+"""Steps whose loss or gradient is not sound: which they are, without waiting for the device at each of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from pseudoseg_fast.data.lists import shorten
 LAG = 1
 """Steps that may be under way on the device before the result of one is looked at."""
 
+EXPLODED = 1e4
+"""A loss term above this, times its weight where that is above 1, is no training.
+
+Over C classes cross-entropy begins near log C, which is 5 for 150 of them; to be at 10 000 a network must be that sure,
+in nats a pixel, of what is wrong.
+"""
+
 
 @dataclass
 class _Pending:
@@ -27,13 +34,18 @@ class _Pending:
 
 
 class NotFinite(RuntimeError):
-    """A loss or gradient became NaN or infinite."""
+    """A loss or gradient became NaN or infinite, or a loss exploded."""
 
 
 class Watch:
-    """Looks at the result of each step when the device has it, which is while it computes the next."""
+    """Looks at the result of each step when the device has it, which is while it computes the next.
 
-    def __init__(self) -> None:
+    Args:
+        limit: of a loss term.
+    """
+
+    def __init__(self, limit: float = EXPLODED) -> None:
+        self.limit = limit
         self.pending: deque[_Pending] = deque()
 
     def add(self, step: int, names: Iterable[Sequence[str]], losses: dict[str, Tensor], flag: Tensor) -> None:
@@ -67,14 +79,15 @@ class Watch:
             if oldest.event is not None:
                 oldest.event.synchronize()
             if not oldest.flag:
-                raise NotFinite(describe(oldest.step, oldest.names, oldest.losses))
+                raise NotFinite(describe(oldest.step, oldest.names, oldest.losses, self.limit))
 
 
-def describe(step: int, names: Sequence[str], losses: dict[str, Tensor]) -> str:
+def describe(step: int, names: Sequence[str], losses: dict[str, Tensor], limit: float = EXPLODED) -> str:
     """Return in words what is wrong with a step."""
-    values = {name: float(loss) for name, loss in losses.items()}
     wrong = [
-        f"{name} is {value}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))
+        f"{name} is {value:.4g}" + (f", more than the {limit:g} of any training" if value > limit else "")
+        for name, value in ((name, float(loss)) for name, loss in losses.items())
+        if not abs(value) <= limit
     ]
     return (
         f"step {step}: {', '.join(wrong) or 'the losses are finite, but the gradient is not'}, on these pictures:\n"
@@ -82,9 +95,17 @@ def describe(step: int, names: Sequence[str], losses: dict[str, Tensor]) -> str:
     )
 
 
-def sound(losses: dict[str, Tensor], parameters: Iterable[nn.Parameter] | None) -> Tensor:
-    """Return a scalar bool, True if the losses and, unless None, the gradients of ``parameters`` are finite."""
-    flag = torch.stack([loss.isfinite() for loss in losses.values()]).all()
+def sound(
+    losses: dict[str, Tensor], parameters: Iterable[nn.Parameter] | None, limit: float = EXPLODED
+) -> Tensor:
+    """Return a scalar bool, True if all is well with a step.
+
+    Args:
+        losses: its terms, none of which may be above ``limit``, or not finite.
+        parameters: have the gradients, which must be finite; None leaves them out.
+        limit: of a loss term.
+    """
+    flag = (torch.stack(list(losses.values())).abs() <= limit).all()  # no NaN is
     if parameters is not None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flag &= torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()

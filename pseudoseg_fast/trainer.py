@@ -35,7 +35,7 @@ from pseudoseg_fast.distributed import (
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
-from pseudoseg_fast.finite import NotFinite, Watch, describe, sound
+from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import is_out_of_memory, peak_memory
@@ -124,7 +124,9 @@ class Trainer:
             unlabeled_loader(config, self.data, self.network, 0)
         self.corrupt = CorruptCounter(self.data.pictures, MAX_UNREADABLE / self.fabric.world_size)
         self.examples = Examples(config, self.data, self.network)
-        self.watch = Watch()
+        method = config.method
+        weights_of_terms = (method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
+        self.watch = Watch(EXPLODED * max(1.0, *weights_of_terms))
         self.skipped = 0
         self.step = 0
         self.seconds = 0.0
@@ -176,7 +178,7 @@ class Trainer:
         """Train to the last step, or until ``stop``, evaluating, logging and saving on the way.
 
         Raises:
-            NotFinite: a step had a loss or gradient that is not finite; nothing of it was saved.
+            NotFinite: a step was not sound; nothing of it was saved.
             RuntimeError: memory has run out; the message says which batch fits.
         """
         run, steps = self.config.run, self.config.optim.steps
@@ -293,14 +295,15 @@ class Trainer:
             weight: of L_u.
 
         Raises:
-            NotFinite: an earlier step, or on the CPU this one, had a loss or gradient that is not finite.
+            NotFinite: an earlier step, or on the CPU this one, was not sound.
         """
         self.losses.train()
         set_learning_rate(self.optimizer, learning_rate(self.config.optim, self.step))
         skip = self.config.run.nonfinite == "skip"
         buffers = [buffer.clone() for buffer in self.network.buffers()] if skip else []
         losses = self.accumulate(batches, weight)
-        flag = sound(losses, None if self.config.run.precision == "16-mixed" else self.network.parameters())
+        checked = None if self.config.run.precision == "16-mixed" else self.network.parameters()
+        flag = sound(losses, checked, self.watch.limit)
         names = [batch["name"] for pair in batches for batch in pair if batch]
         if skip and not self.everyone(flag):
             self.skip(names, losses, buffers)
@@ -344,7 +347,7 @@ class Trainer:
         Raises:
             NotFinite: too many steps in succession were left out.
         """
-        text = describe(self.step + 1, [name for batch in names for name in batch], losses)
+        text = describe(self.step + 1, [name for batch in names for name in batch], losses, self.watch.limit)
         self.skipped += 1
         if self.skipped > MAX_SKIPPED:
             raise NotFinite(f"{self.skipped} steps in succession; {text}")

@@ -17,8 +17,8 @@ def root(tmp_path_factory):
     return tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
 
 
-def poison(monkeypatch, *steps):
-    """Make the consistency loss of some steps NaN, counted from 1."""
+def poison(monkeypatch, *steps, factor=float("nan")):
+    """Multiply the consistency loss of some steps, counted from 1, with a factor."""
     forward = StepLosses.forward
     calls = []
 
@@ -26,7 +26,7 @@ def poison(monkeypatch, *steps):
         losses = forward(self, *arguments)
         calls.append(len(calls) + 1)
         if calls[-1] in steps:
-            losses["L_u"] = losses["L_u"] * float("nan")
+            losses["L_u"] = losses["L_u"] * factor
         return losses
 
     monkeypatch.setattr(StepLosses, "forward", wrapper)
@@ -77,6 +77,40 @@ def test_an_infinite_gradient_is_found_although_the_losses_are_finite():
     watch = Watch()
     with pytest.raises(NotFinite, match="step 7: the losses are finite, but the gradient is not"):
         watch.add(7, [["a.png"]], losses, sound(losses, [parameter]))
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1e3, 0), (1e5, 2)])
+def test_a_loss_that_explodes_ends_the_run_long_before_it_is_infinite(
+    root, tmp_path, monkeypatch, capsys, factor, status
+):
+    poison(monkeypatch, 3, factor=factor)
+    changes = {"run.checkpoint_every": 2, "optim.steps": 4}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == status
+    if status:
+        message = capsys.readouterr().err
+        said = (
+            r"step 3: L_u is \d\.\d+e\+04, more than the 10000 of any training, on these pictures:\n  images"
+        )
+        assert re.search(said, message)
+        assert "last.ckpt, to go on from with --run.resume auto" in message
+
+
+def test_a_loss_that_explodes_is_left_out_when_asked(root, tmp_path, monkeypatch, caplog):
+    poison(monkeypatch, 3, factor=1e5)
+    changes = {"run.nonfinite": "skip", "optim.steps": 4}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+    assert "skipped step 3: L_u is " in caplog.text
+
+
+def test_a_rate_that_is_far_too_high_does_not_finish(root, tmp_path, capsys):
+    changes = {"method.name": "supervised", "optim.lr": 30, "optim.steps": 30}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    assert "more than the 10000 of any training" in capsys.readouterr().err
+
+
+def test_a_term_of_a_large_weight_may_be_large(root, tmp_path):
+    changes = {"method.weight_u": 1e5, "optim.lr": 1e-8}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 16])
