@@ -110,3 +110,10 @@ def sound(
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flag &= torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()
     return flag
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Return a scalar bool, True if no value of the floating-point tensors, of one device, is NaN or infinite."""
+    values = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    largest = torch._foreach_norm(values, float("inf"))
+    return torch.stack([norm.float() for norm in largest]).isfinite().all()

@@ -71,7 +71,9 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         try:
             trainer.fit(stop)
         except NotFinite as error:
-            raise NotFinite(f"{error}\n{advice(folder, run.precision)}") from error
+            raise NotFinite(
+                f"{error}\n{advice(folder, run.precision, pictures='pictures:' in str(error))}"
+            ) from error
     if trainer.step < steps:
         fabric.barrier()  # the first has saved: whoever leaves with a status other than 0 may end the others
         if fabric.is_global_zero:
@@ -87,15 +89,16 @@ def train_in(folder: Path, trainer: Trainer) -> int:
     return 0
 
 
-def advice(folder: Path, precision: str) -> str:
-    """Return what to do about a run that has diverged."""
+def advice(folder: Path, precision: str, *, pictures: bool) -> str:
+    """Return what to do about a run that has diverged; ``pictures`` says whether any have been named."""
     last = folder / "checkpoints" / "last.ckpt"
     kept = (
         f"the last good checkpoint is {last}, to go on from with --run.resume auto" if last.exists() else ""
     )
     return (
-        f"{kept or 'no checkpoint had been written yet'}; look at these pictures, lower optim.lr or lengthen "
-        "optim.warmup"
+        (kept or "no checkpoint had been written yet")
+        + ("; look at these pictures, " if pictures else "; ")
+        + "lower optim.lr or lengthen optim.warmup"
         + ("" if precision == "32-true" else ", try run.precision 32-true")
         + ", or leave such steps out: --run.nonfinite skip"
     )

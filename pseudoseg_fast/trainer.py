@@ -19,6 +19,7 @@ from pseudoseg_fast.batches import Batches, check_norms, what_fits
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
+from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.depthwise import use_depthwise_kernels
@@ -35,7 +36,7 @@ from pseudoseg_fast.distributed import (
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
-from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, describe, sound
+from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import is_out_of_memory, peak_memory
@@ -188,6 +189,7 @@ class Trainer:
         agreement = Agreement(self.fabric)
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
+            self.check_weights()
             self.evaluate()
             self.save(LAST)
         with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
@@ -218,6 +220,8 @@ class Trainer:
                         {f"train/{name}": value for name, value in values.items()}, self.step
                     )
                     progress.show(values)
+                if evaluating or saving or stopping:
+                    self.check_weights()
                 if finished or (evaluating and not stopping):
                     with progress.paused():
                         self.evaluate()
@@ -242,6 +246,22 @@ class Trainer:
         if scaler is not None and scaler.get_scale() < 1:
             raise NotFinite(
                 f"step {self.step}: gradients are not finite at any scale that half precision was tried with"
+            )
+
+    def check_weights(self) -> None:
+        """Look at all that a checkpoint is good for: a step may have left it not finite although its loss was.
+
+        Raises:
+            NotFinite: in all processes: weights, running statistics or their moving average are not finite.
+        """
+        tensors = dict(self.network.state_dict())
+        if self.teacher:
+            tensors |= {f"teacher.{name}": value for name, value in self.teacher.model.state_dict().items()}
+        if not self.everyone(all_finite(tensors.values())):
+            wrong = [name for name, value in tensors.items() if not value.isfinite().all()]
+            raise NotFinite(
+                f"step {self.step}: weights or running statistics are not finite, which are in no checkpoint:\n"
+                + shorten(wrong or ["those of another process"])
             )
 
     def mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from pseudoseg_fast import train, trainer
+from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.finite import NotFinite, Watch, sound
 from pseudoseg_fast.memory import is_out_of_memory, largest_batch
 from pseudoseg_fast.step import StepLosses
@@ -111,6 +112,30 @@ def test_a_rate_that_is_far_too_high_does_not_finish(root, tmp_path, capsys):
 def test_a_term_of_a_large_weight_may_be_large(root, tmp_path):
     changes = {"method.weight_u": 1e5, "optim.lr": 1e-8}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+
+
+@pytest.mark.parametrize("interval", ["run.eval_every", "run.checkpoint_every"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_the_best(root, tmp_path, capsys, interval):
+    changes = {"method.name": "supervised", "optim.lr": 1e40, interval: 1}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    message = capsys.readouterr().err
+    assert "error: step 1: weights or running statistics are not finite" in message
+    assert "no checkpoint had been written yet; lower optim.lr" in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("owner", ["network", "teacher"])
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_all_that_a_checkpoint_is_good_for_is_looked_at(root, tmp_path, owner, kind):
+    config = parse_config(tiny.options(root, tmp_path / "run", {"method.ema": 0.9}), "", "")
+    ours = trainer.Trainer(config, tmp_path / "run")
+    ours.check_weights()
+    model = ours.network if owner == "network" else ours.teacher.model
+    value = [tensor for tensor in getattr(model, kind)() if tensor.is_floating_point()][-1]
+    with torch.no_grad():
+        value.view(-1)[-1] = float("inf")
+    with pytest.raises(NotFinite, match=r"step 0: weights or running statistics are not finite"):
+        ours.check_weights()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 16])
