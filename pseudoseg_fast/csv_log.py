@@ -64,13 +64,14 @@ class CsvLog(Logger):
             logger.warning("%s has no rows from step %s on: %s", self.path, self.waiting[0]["step"], error)
 
     @rank_zero_only
-    def go_on(self, step: int) -> None:
-        """Keep of the file the rows up to ``step``, and go on after them.
+    def go_on(self, step: int, *, scored: bool = True) -> None:
+        """Keep of the file the rows up to ``step``, without its scores unless it is ``scored``, and go on after them.
 
         Raises:
             OSError: the file cannot be written; it is intact.
         """
-        rows = [row for row in read_rows(self.path) if int(row["step"]) <= step]
+        last = (step, scored)
+        rows = [row for row in read_rows(self.path) if (int(row["step"]), "eval/mIoU" in row) <= last]
         if rows:
             self._replace(rows)
 

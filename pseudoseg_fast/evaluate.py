@@ -24,6 +24,7 @@ from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.loaders import Data, read_data, val_loader
+from pseudoseg_fast.memory import is_out_of_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
 
@@ -115,10 +116,11 @@ def score(
     confusion = MulticlassConfusionMatrix(
         len(classes), ignore_index=IGNORE_INDEX, validate_args=False, sync_on_compute=False
     ).to(device)
+    parts = Parts(label)
     for batch in batches:
         for samples in group_by_size(batch):
             images = torch.stack([sample["image"] for sample in samples])
-            labels = label(images, tuple(samples[0]["mask"].shape))
+            labels = parts(images, tuple(samples[0]["mask"].shape))
             masks = torch.stack([sample["mask"] for sample in samples]).to(device)
             confusion.update(labels.long(), masks.long())
             if watch:
@@ -126,6 +128,40 @@ def score(
                     watch(sample, prediction)
     counts = confusion.compute()
     return Scores.from_confusion(total(counts) if total else counts, classes)
+
+
+class Parts:
+    """Labels pictures in parts as small as memory has room for: halves of what it had none for, and so on.
+
+    Args:
+        label: of a batch.
+    """
+
+    def __init__(self, label: Labeler) -> None:
+        self.label = label
+        self.most: int | None = None
+
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the labels of a batch.
+
+        Raises:
+            RuntimeError: there is no room for a single picture; the message says what to do.
+        """
+        while True:
+            most = min(len(images), self.most or len(images))
+            try:
+                return torch.cat([self.label(part, size) for part in images.split(most)])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[0]
+            if most == 1:
+                height, width = images.shape[-2:]
+                raise RuntimeError(
+                    f"out of memory in evaluation, on a single picture of {width} x {height}: give a --data.short_side "
+                    f"below {min(height, width)}, or take such pictures off data.val ({reason})"
+                )
+            self.most = most // 2
 
 
 def predict(

@@ -55,7 +55,7 @@ def common_options(config: Config) -> dict[str, Any]:
 def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
     """Make the folder that of this run: its log goes on or begins anew, what it is is written."""
     if go_on:
-        trainer.csv_log.go_on(trainer.step)
+        trainer.csv_log.go_on(trainer.step, scored=trainer.scored == trainer.step)
         trainer.tensorboard.go_on(trainer.step)
     elif holds_run(folder):
         clear_folder(folder)

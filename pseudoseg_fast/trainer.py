@@ -222,14 +222,16 @@ class Trainer:
                     progress.show(values)
                 if evaluating or saving or stopping:
                     self.check_weights()
+                if saving or stopping:
+                    self.save(LAST)  # before an evaluation, which may fail; a run goes on from here with that
                 if finished or (evaluating and not stopping):
                     with progress.paused():
                         self.evaluate()
                     self.seconds = time.monotonic() - started
                     # Read once: what stops has been saved, whenever the signal comes.
                     stopping = agreement.now(stop.received)
-                if saving or stopping:
-                    self.save(LAST)
+                    if saving or stopping:
+                        self.save(LAST)
                 if stopping:
                     break
         for log in self.fabric.loggers:

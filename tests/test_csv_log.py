@@ -46,6 +46,17 @@ def test_a_new_log_replaces_the_old_and_one_that_goes_on_keeps_what_was_before(p
     assert numbers(path) == [{"step": 1, "other": 1}]
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_log_goes_on_without_scores_that_are_to_be_made_again(path, scored):
+    log = CsvLog(path)
+    for step in (1, 2, 3):
+        log.log_metrics({"loss": 0.5}, step)
+        log.log_metrics({"eval/mIoU": 0.25}, step)
+    CsvLog(path).go_on(2, scored=scored)
+    kept = [(row["step"], "eval/mIoU" in row) for row in numbers(path)]
+    assert kept == [(1, False), (1, True), (2, False), (2, True)][: 4 if scored else 3]
+
+
 @pytest.mark.parametrize("before", [None, "", "step,loss\n"], ids=["no file", "empty", "no rows"])
 def test_a_log_goes_on_where_there_was_none(path, before):
     path.parent.mkdir()

@@ -145,3 +145,30 @@ def test_a_command_line_without_a_checkpoint_is_refused(capsys, arguments, messa
 def test_help_needs_no_checkpoint(capsys):
     assert tiny.status(module.main, ["--help"]) == 0
     assert "--data.val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_batches_that_memory_has_no_room_for_are_evaluated_in_parts(network, monkeypatch, limit):
+    samples = random_samples([(32, 40)] * 5 + [(40, 32)] * 3)
+    whole = evaluate(network, [samples], tiny.CLASSES)
+    sizes = []
+
+    def small(network, images, *arguments, **options):
+        sizes.append(len(images))
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(network, images, *arguments, **options)
+
+    monkeypatch.setattr(module, "predict", small)
+    assert evaluate(network, [samples], tiny.CLASSES) == whole
+    assert sum(size > limit for size in sizes) <= 2  # what has been found out is kept
+
+
+def test_a_picture_that_memory_has_no_room_for_is_told_of_with_what_to_do(network, monkeypatch):
+    def none(*arguments, **options):
+        raise RuntimeError("CUDA error: out of memory\nand much more")
+
+    monkeypatch.setattr(module, "predict", none)
+    said = r"on a single picture of 40 x 32: give a --data.short_side below 32, .* \(CUDA error: out of memory\)$"
+    with pytest.raises(RuntimeError, match=said):
+        evaluate(network, [random_samples([(32, 40)] * 2)], tiny.CLASSES)

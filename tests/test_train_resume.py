@@ -124,6 +124,28 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(root, whole, tmp_path, m
     assert [event.step for event in curves.Scalars("eval/mIoU")] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("place", ["evaluate", "save"])
+def test_a_failed_evaluation_costs_nothing_but_itself(root, whole, tmp_path, monkeypatch, capsys, place):
+    """Of the step that a checkpoint is due after, too: the run goes on with that evaluation."""
+
+    def fail():
+        raise RuntimeError("a val picture is gone")
+
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 2})
+    with monkeypatch.context() as patch:
+        if place == "evaluate":
+            during(patch, trainer, "evaluate", 2, fail)
+        else:  # after the scores of step 4 have been logged
+            during(patch, trainer, "save_last", 4, fail)
+        assert train.main(options) == 2
+    assert "a val picture is gone" in capsys.readouterr().err
+    state = tiny.checkpoint(folder)
+    assert (state["step"], state["scored"]) == (4, 2)
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert_same_runs(whole, folder)
+
+
 def flip_a_bit(path):
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
