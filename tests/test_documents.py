@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 
 from bench import report
+from pseudoseg_fast import train
 from pseudoseg_fast.config import parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -135,3 +137,15 @@ def test_benchmarks_and_results_that_are_named_exist(page):
         assert (ROOT / name).exists(), f"{page}: {name}"
     for module in re.findall(r"python -m (bench\.\w+|tools\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page}: {module}"
+
+
+def test_the_slurm_script_gives_its_processes_their_cpus_and_is_one_that_a_shell_can_read():
+    (script,) = re.findall(
+        r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL
+    )
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE))
+    assert options["cpus-per-task"] == "8"
+    assert options["open-mode"] == "append"
+    assert script.index("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\n") < script.index("\nsrun ")
+    assert f"$? -eq {train.INTERRUPTED} ]" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
