@@ -32,12 +32,20 @@ LOCK = ".lock"
 logger = logging.getLogger(__name__)
 
 
-def run_folder(config: Config) -> tuple[Path, list[Path]]:
+def is_restart() -> bool:
+    """Return whether torchrun has started this process again; it counts on the node alone whose process failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def run_folder(config: Config, *, restart: bool = False) -> tuple[Path, list[Path]]:
     """Return the folder of the run and the checkpoints to go on with: the first whole one counts, none means a new run.
 
     A run goes on in its own folder, or in one that holds no other run. ``torchrun --max-restarts`` asks for a run that
-    goes on in its folder, as ``run.resume`` auto does. (Which start this is cannot be asked: torchrun counts restarts
-    on the node alone whose process failed.)
+    goes on in its folder, as ``run.resume`` auto does; what else ``run.resume`` names is for the first start.
+
+    Args:
+        config: of the run; gets the name of a folder where it has none.
+        restart: :func:`is_restart` of any process.
 
     Raises:
         ValueError: the folder holds a run and nothing says what shall become of it, or there is nothing to resume.
@@ -54,7 +62,7 @@ def run_folder(config: Config) -> tuple[Path, list[Path]]:
             "run.overwrite and torchrun --max-restarts do not go together: a restart would delete the run"
         )
     folder = Path(run.dir)
-    if run.resume == "auto" or restarts:
+    if run.resume == "auto" or restart or (restarts and run.resume is None):
         paths = newest_first(folder / "checkpoints")
         if not paths and run.resume == "auto":
             logger.info("%s holds no checkpoint yet: a new run begins", folder)

@@ -14,10 +14,25 @@ import torch
 from lightning_fabric import Fabric
 
 from pseudoseg_fast.config import Config, parse_config, to_dict
-from pseudoseg_fast.distributed import check_same_options, end_processes, from_first, is_child, make_fabric
+from pseudoseg_fast.distributed import (
+    check_same_options,
+    end_processes,
+    from_first,
+    gather,
+    is_child,
+    make_fabric,
+)
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.memory import keep_freed_memory
-from pseudoseg_fast.run_folder import clear_folder, describe_run, held, holds_run, is_own, run_folder
+from pseudoseg_fast.run_folder import (
+    clear_folder,
+    describe_run,
+    held,
+    holds_run,
+    is_own,
+    is_restart,
+    run_folder,
+)
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
@@ -28,7 +43,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def train(config: Config, fabric: Fabric) -> int:
     """Run ``config`` from its lists to its summary; return the process's exit status."""
     check_same_options(fabric, common_options(config))
-    folder, checkpoints = from_first(fabric, lambda: run_folder(config))
+    restart = any(gather(fabric, is_restart()))
+    folder, checkpoints = from_first(fabric, lambda: run_folder(config, restart=restart))
     trainer = Trainer(config, folder, fabric)
     if checkpoints:
         trainer.restore(checkpoints)

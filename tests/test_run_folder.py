@@ -12,7 +12,7 @@ import torch
 
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.kept import save_last
-from pseudoseg_fast.run_folder import held, run_folder
+from pseudoseg_fast.run_folder import held, is_restart, run_folder
 
 
 def config(folder, *options):
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def taken(*arguments):
-    return [path.name for path in run_folder(config(*arguments))[1]]
+    return [path.name for path in run_folder(config(*arguments), restart=is_restart())[1]]
 
 
 NEWEST = ["last.ckpt", "step-2.ckpt", "step-1.ckpt"]
@@ -76,11 +76,24 @@ class TestUnderTorchrunWithRestarts:
         assert taken(tmp_path / "new") == []
         assert taken(folder) == NEWEST
 
-    def test_a_run_that_began_from_another_goes_on_from_its_own(self, folder, tmp_path):
+    def test_a_run_that_began_from_another_goes_on_from_its_own(self, folder, tmp_path, monkeypatch):
         new, path = tmp_path / "new", folder / "checkpoints" / "step-1.ckpt"
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]  # it had not come to a checkpoint
         save_last(new / "checkpoints", {"step": 7}, keep=1)
         assert taken(new, f"--run.resume={path}") == ["last.ckpt", "step-7.ckpt"]
+
+    def test_a_run_goes_back_once(self, folder, monkeypatch):
+        path = folder / "checkpoints" / "step-1.ckpt"
+        for count, expected in (("0", ["step-1.ckpt"]), ("1", NEWEST)):
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+            assert taken(folder, f"--run.resume={path}") == expected
+
+    def test_another_runs_checkpoint_does_not_replace_a_run_at_the_first_start(self, folder, tmp_path):
+        save_last(tmp_path / "new" / "checkpoints", {"step": 7}, keep=1)
+        with pytest.raises(ValueError, match=r"already holds a run; go on with it: --run\.resume auto"):
+            taken(tmp_path / "new", f"--run.resume={folder / 'checkpoints' / 'step-1.ckpt'}")
 
     def test_what_could_not_go_on_is_refused_at_once(self, folder):
         with pytest.raises(ValueError, match=r"--max-restarts needs to know the run: give --run.dir"):
