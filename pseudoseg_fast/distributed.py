@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import logging
 import os
 import time
 import uuid
@@ -30,8 +31,26 @@ from pseudoseg_fast.network import Network
 
 Result = TypeVar("Result")
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: for the one that reads a large data set or draws the summary, too."""
+
+
+SPECIAL_STEPS = 0xFFFFFFF0
+"""From here on SLURM's step ids are of what srun did not start, such as batch scripts and interactive shells."""
+
+
+def launcher() -> str | None:
+    """Return what started this process and its peers, "torchrun" or "srun"; None for a command of its own.
+
+    In a job's script or shell, too, ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set; only srun's processes have a step.
+    """
+    if TorchElasticEnvironment.detect():
+        return "torchrun"
+    step = os.environ.get("SLURM_STEP_ID", "")
+    started = step.isdecimal() and int(step) < SPECIAL_STEPS and "SLURM_PTY_PORT" not in os.environ
+    return "srun" if started and SLURMEnvironment.detect() else None
 
 
 def processes(devices: int | str) -> tuple[int, int]:
@@ -45,17 +64,23 @@ def processes(devices: int | str) -> tuple[int, int]:
     Raises:
         ValueError: ``devices`` contradicts torchrun or srun.
     """
-    if TorchElasticEnvironment.detect():
-        launcher, world = "torchrun", int(os.environ["WORLD_SIZE"])
+    started_by = launcher()
+    if started_by == "torchrun":
+        world = int(os.environ["WORLD_SIZE"])
         node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    elif SLURMEnvironment.detect():
-        launcher, world = "srun", int(os.environ["SLURM_NTASKS"])
+    elif started_by == "srun":
+        world = int(os.environ["SLURM_NTASKS"])
         node = world // int(os.environ.get("SLURM_NNODES", 1))
     else:
+        tasks = int(os.environ.get("SLURM_NTASKS", 1))
+        if devices == "auto" and tasks > 1:
+            logger.warning(
+                "SLURM has room for %d tasks, this is one process: start it with srun to use them all", tasks
+            )
         return (1 if devices == "auto" else int(devices)), 1
     if devices not in ("auto", node):
         raise ValueError(
-            f"run.devices is {devices}, but {launcher} started {node} processes on this node; leave the option out"
+            f"run.devices is {devices}, but {started_by} started {node} processes on this node; leave the option out"
         )
     return node, world // node
 
@@ -86,12 +111,16 @@ def make_fabric(run: RunConfig) -> Fabric:
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
         }
         strategy = DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **options)
+    alone = (
+        launcher() is None and SLURMEnvironment.detect()
+    )  # Fabric would take it for one of srun's processes
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         precision=run.precision,
         strategy=strategy,
+        plugins=[LightningEnvironment()] if alone else None,
     )
     fabric.launch()
     return fabric

@@ -160,7 +160,10 @@ def test_parameters_that_nothing_depends_on_are_frozen():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+SCRIPT = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
+SLURM = SCRIPT | {"SLURM_STEP_ID": "0"}
+INTERACTIVE = SCRIPT | {"SLURM_STEP_ID": "4294967290"}
+SHELL = SLURM | {"SLURM_PTY_PORT": "40000"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}
 
 
@@ -172,6 +175,10 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "
         (SLURM, "auto", (4, 2)),
         (TORCHRUN, "auto", (3, 2)),
         (SLURM | TORCHRUN, 3, (3, 2)),
+        (SCRIPT, "auto", (1, 1)),
+        (SCRIPT, 2, (2, 1)),
+        (INTERACTIVE, 2, (2, 1)),
+        (SHELL, 2, (2, 1)),
     ],
 )
 def test_the_launcher_says_how_many_processes_there_are(monkeypatch, environment, devices, expected):
@@ -186,6 +193,27 @@ def test_devices_that_contradict_the_launcher_are_refused(monkeypatch, environme
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"run.devices is 2, but {launcher} started"):
         processes(2)
+
+
+def test_a_script_without_srun_is_told_of_the_tasks_that_it_leaves_unused(monkeypatch, caplog):
+    for name, value in SCRIPT.items():
+        monkeypatch.setenv(name, value)
+    fabric = make_fabric(RunConfig(accelerator="cpu"))
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
+    assert "room for 8 tasks, this is one process: start it with srun" in caplog.text
+
+
+def test_a_script_of_one_task_starts_processes_itself(root, tmp_path):
+    command = [sys.executable, "-m", "pseudoseg_fast.train"]
+    changes = {"run.devices": 2, "optim.steps": 1}
+    environment = SCRIPT | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*command, *tiny.options(root, tmp_path / "run", changes)],
+        env=os.environ | environment,
+        check=True,
+        timeout=120,
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
 
 
 @pytest.fixture
