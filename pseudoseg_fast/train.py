@@ -20,6 +20,7 @@ from pseudoseg_fast.distributed import (
     from_first,
     gather,
     is_child,
+    launcher,
     make_fabric,
 )
 from pseudoseg_fast.finite import NotFinite
@@ -94,15 +95,24 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         fabric.barrier()  # the first has saved: whoever leaves with a status other than 0 may end the others
         if fabric.is_global_zero:
             print(
-                f"stopped after step {trainer.step} of {steps}, all of it saved; to go on:\n"
-                "  python -m pseudoseg_fast.train "
-                f"--config {shlex.quote(str(folder / 'config.yaml'))} --run.resume auto"
+                f"stopped after step {trainer.step} of {steps}, all of it saved; to go on:\n  {command(folder)}"
             )
         return 0 if is_child(fabric) else INTERRUPTED
     if fabric.is_global_zero:
         with fabric.autocast():
             write_summary(trainer, folder)
     return 0
+
+
+def command(folder: Path) -> str:
+    """Return the command that goes on with the run in ``folder``, as this one was started."""
+    program = {
+        None: "python -m",
+        "torchrun": "torchrun [its options as before] -m",
+        "srun": "srun [its options as before] python -m",
+    }[launcher()]
+    config = shlex.quote(str(folder / "config.yaml"))
+    return f"{program} pseudoseg_fast.train --config {config} --run.resume auto"
 
 
 def advice(folder: Path, precision: str, *, pictures: bool) -> str:

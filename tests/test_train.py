@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,6 +324,25 @@ def test_a_run_that_diverges_stops_before_its_weights_are_saved(root, tmp_path, 
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in message
     assert "lower optim.lr" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "program"),
+    [
+        ({}, "python -m"),
+        ({"TORCHELASTIC_RUN_ID": "1"}, "torchrun [its options as before] -m"),
+        (
+            {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "voc", "SLURM_STEP_ID": "0"},
+            "srun [its options as before] python -m",
+        ),
+    ],
+    ids=["alone", "torchrun", "srun"],
+)
+def test_the_command_to_go_on_starts_as_many_processes(monkeypatch, environment, program):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    expected = f"{program} pseudoseg_fast.train --config 'a run/config.yaml' --run.resume auto"
+    assert train.command(Path("a run")) == expected
 
 
 def test_without_a_folder_a_run_makes_one(root, tmp_path, monkeypatch, capsys):
