@@ -189,7 +189,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; a crash loses the steps since the last one.
         keep: number of checkpoints kept, the newest ones; the best one is kept besides.
         log_every: steps between lines of the log.
-        accelerator: cpu, cuda, or auto for the best there is.
+        accelerator: cpu, cuda (or gpu, which is the same), or auto for the best there is.
         devices: processes to start on this machine, each on a GPU of its own; auto is one, or as many as torchrun or
             srun started.
         precision: 32-true, bf16-mixed or 16-mixed.
@@ -209,7 +209,7 @@ class RunConfig:
     checkpoint_every: int = 500
     keep: int = 2
     log_every: int = 10
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "gpu"] = "auto"
     devices: Literal["auto"] | int = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     sync_batchnorm: Literal["auto"] | bool = "auto"
@@ -225,6 +225,8 @@ class RunConfig:
             raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
         if self.keep < 1:
             raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
+        if self.accelerator == "gpu":
+            self.accelerator = "cuda"
         if isinstance(self.resume, bool):
             self.resume = "auto" if self.resume else None
 
@@ -271,8 +273,19 @@ def choose_accelerator(name: str) -> str:
     """Return the accelerator that ``name`` means to Fabric; "auto" is cuda where there is one, else the CPU.
 
     Apple's MPS is left out: it has no float64, which scores and the mean of squares are computed in.
+
+    Raises:
+        ValueError: it means none.
     """
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    known = {
+        "cpu": "cpu",
+        "cuda": "cuda",
+        "gpu": "cuda",
+        "auto": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+    if name not in known:
+        raise ValueError(f"accelerator expects one of {', '.join(known)}, got {name!r}")
+    return known[name]
 
 
 def presets() -> list[str]:

@@ -4,7 +4,15 @@ import pytest
 import yaml
 
 from pseudoseg_fast import config as configuration
-from pseudoseg_fast.config import Config, from_dict, parse_config, presets, to_dict
+from pseudoseg_fast.config import (
+    Config,
+    RunConfig,
+    choose_accelerator,
+    from_dict,
+    parse_config,
+    presets,
+    to_dict,
+)
 
 DATA = ["--data.root=R", "--data.labeled=l", "--data.unlabeled=u", "--data.val=v", "--data.classes=c"]
 
@@ -189,3 +197,16 @@ def test_help_lists_every_option(capsys):
     shown = capsys.readouterr().out
     for group, options in dataclasses.asdict(parse("--config", "demo")).items():
         assert all(f"--{group}.{name} " in shown for name in options)
+
+
+def test_gpu_is_another_word_for_cuda_and_what_is_not_supported_is_refused(capsys):
+    assert RunConfig(accelerator="gpu").accelerator == "cuda"
+    assert choose_accelerator("gpu") == "cuda"
+    assert parse_config(["--data.root=R", "--run.accelerator=gpu"], "", "").run.accelerator == "cuda"
+    with pytest.raises(SystemExit):
+        parse_config(["--data.root=R", "--run.accelerator=mps"], "", "")
+    message = capsys.readouterr().err
+    assert "run.accelerator" in message
+    assert "mps" in message
+    with pytest.raises(ValueError, match="accelerator expects one of cpu, cuda, gpu, auto, got 'mps'"):
+        choose_accelerator("mps")
