@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from pseudoseg_fast.children import children_of
 from pseudoseg_fast.config import RunConfig, choose_accelerator
 from pseudoseg_fast.network import Network
 
@@ -176,7 +177,7 @@ def end_processes(fabric: Fabric, *, failed: bool) -> None:
     Without a word from it they would wait for ever. What torchrun or srun started they end themselves. A process that
     failed leaves its group as it is: to leave it in order it would have to wait for the others, and they for it.
     """
-    for child in getattr(fabric.strategy.launcher, "procs", []):
+    for child in children_of(fabric):
         if failed:
             child.kill()
         child.wait()

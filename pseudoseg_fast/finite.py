@@ -29,7 +29,7 @@ class _Pending:
     step: int
     names: list[str]
     losses: dict[str, Tensor]
-    flag: Tensor
+    flags: Tensor
     event: torch.cuda.Event | None
 
 
@@ -48,24 +48,26 @@ class Watch:
         self.limit = limit
         self.pending: deque[_Pending] = deque()
 
-    def add(self, step: int, names: Iterable[Sequence[str]], losses: dict[str, Tensor], flag: Tensor) -> None:
+    def add(
+        self, step: int, names: Iterable[Sequence[str]], losses: dict[str, Tensor], flags: Tensor
+    ) -> None:
         """Note a step.
 
         Args:
             step: its number.
             names: pictures of its batches.
             losses: its terms.
-            flag: scalar bool on the device, True if the step is sound.
+            flags: what :func:`sound` says of it, in all processes.
 
         Raises:
             NotFinite: an earlier step was not.
         """
         event = None
-        if flag.is_cuda:
-            flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+        if flags.is_cuda:
+            flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self.pending.append(_Pending(step, [name for batch in names for name in batch], losses, flag, event))
+        self.pending.append(_Pending(step, [name for batch in names for name in batch], losses, flags, event))
         self.check(LAG if event else 0)
 
     def check(self, lag: int = 0) -> None:
@@ -78,17 +80,29 @@ class Watch:
             oldest = self.pending.popleft()
             if oldest.event is not None:
                 oldest.event.synchronize()
-            if not oldest.flag:
-                raise NotFinite(describe(oldest.step, oldest.names, oldest.losses, self.limit))
+            if not oldest.flags.all():
+                raise NotFinite(describe(oldest.step, oldest.names, oldest.losses, oldest.flags, self.limit))
 
 
-def describe(step: int, names: Sequence[str], losses: dict[str, Tensor], limit: float = EXPLODED) -> str:
-    """Return in words what is wrong with a step."""
+def describe(
+    step: int, names: Sequence[str], losses: dict[str, Tensor], flags: Tensor, limit: float = EXPLODED
+) -> str:
+    """Return in words what is wrong with a step; pictures are named where they may be the reason.
+
+    Args:
+        step: its number.
+        names: this process's pictures.
+        losses: this process's terms.
+        flags: what :func:`sound` says of it, in all processes.
+        limit: of a loss term.
+    """
     wrong = [
         f"{name} is {value:.4g}" + (f", more than the {limit:g} of any training" if value > limit else "")
         for name, value in ((name, float(loss)) for name, loss in losses.items())
         if not abs(value) <= limit
     ]
+    if not wrong and not flags[0]:
+        return f"step {step}: a loss of another process is not sound; that process names its pictures"
     return (
         f"step {step}: {', '.join(wrong) or 'the losses are finite, but the gradient is not'}, on these pictures:\n"
         + shorten(list(dict.fromkeys(names)), shown=32)
@@ -98,18 +112,18 @@ def describe(step: int, names: Sequence[str], losses: dict[str, Tensor], limit: 
 def sound(
     losses: dict[str, Tensor], parameters: Iterable[nn.Parameter] | None, limit: float = EXPLODED
 ) -> Tensor:
-    """Return a scalar bool, True if all is well with a step.
+    """Return whether the losses of a step, and its gradient, are sound: bool [2].
 
     Args:
         losses: its terms, none of which may be above ``limit``, or not finite.
-        parameters: have the gradients, which must be finite; None leaves them out.
+        parameters: have the gradients, which must be finite; None does not look at them.
         limit: of a loss term.
     """
-    flag = (torch.stack(list(losses.values())).abs() <= limit).all()  # no NaN is
-    if parameters is not None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flag &= torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()
-    return flag
+    fine = (torch.stack(list(losses.values())).abs() <= limit).all()  # no NaN is
+    if parameters is None:
+        return torch.stack([fine, torch.ones_like(fine)])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.stack([fine, torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()])
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from pseudoseg_fast.children import Watcher
 from pseudoseg_fast.config import Config, parse_config, to_dict
 from pseudoseg_fast.distributed import (
     check_same_options,
@@ -136,9 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse_config(sys.argv[1:] if arguments is None else arguments, prog, __doc__)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
-    fabric, failed = None, True
+    fabric, watcher, failed = None, None, True
     try:
         fabric = make_fabric(config.run)
+        watcher = Watcher(fabric)
         if fabric.global_rank:
             logging.getLogger("pseudoseg_fast").setLevel(logging.WARNING)
         status = train(config, fabric)
@@ -148,10 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
+        if watcher:
+            watcher.end(failed=True)  # says first what was the reason
         who = f"process {fabric.global_rank}: " if fabric and fabric.world_size > 1 else ""
         print(f"{prog}: error: {who}{error}", file=sys.stderr)
         return 2
     finally:
+        if watcher:
+            watcher.end(failed=False)
         if fabric:
             end_processes(fabric, failed=failed)
 

@@ -259,7 +259,7 @@ class Trainer:
         tensors = dict(self.network.state_dict())
         if self.teacher:
             tensors |= {f"teacher.{name}": value for name, value in self.teacher.model.state_dict().items()}
-        if not self.everyone(all_finite(tensors.values())):
+        if not self.everywhere(all_finite(tensors.values())):
             wrong = [name for name, value in tensors.items() if not value.isfinite().all()]
             raise NotFinite(
                 f"step {self.step}: weights or running statistics are not finite, which are in no checkpoint:\n"
@@ -325,13 +325,13 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self.network.buffers()] if skip else []
         losses = self.accumulate(batches, weight)
         checked = None if self.config.run.precision == "16-mixed" else self.network.parameters()
-        flag = sound(losses, checked, self.watch.limit)
+        flags = self.everywhere(sound(losses, checked, self.watch.limit))
         names = [batch["name"] for pair in batches for batch in pair if batch]
-        if skip and not self.everyone(flag):
-            self.skip(names, losses, buffers)
+        if skip and not flags.all():
+            self.skip(names, losses, flags, buffers)
             return {}
         self.skipped = 0
-        self.watch.add(self.step + 1, names, losses, flag)
+        self.watch.add(self.step + 1, names, losses, flags)
         self.optimizer.step()
         average_batch_norms(self.fabric, self.network)
         if self.teacher:
@@ -359,17 +359,20 @@ class Trainer:
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
         return total
 
-    def everyone(self, flag: Tensor) -> bool:
-        """Tell whether a flag is true in all processes; waits for the device."""
-        return bool(reduce(self.fabric, flag.float(), "mean") == 1)
+    def everywhere(self, flags: Tensor) -> Tensor:
+        """Return which flags are true in all processes, which so stop, or skip, at the same step."""
+        return flags if self.fabric.world_size == 1 else reduce(self.fabric, flags.float(), "mean") == 1
 
-    def skip(self, names: list[list[str]], losses: dict[str, Tensor], buffers: list[Tensor]) -> None:
+    def skip(
+        self, names: list[list[str]], losses: dict[str, Tensor], flags: Tensor, buffers: list[Tensor]
+    ) -> None:
         """Leave out a step that is not sound: weights and running statistics stay as they were.
 
         Raises:
             NotFinite: too many steps in succession were left out.
         """
-        text = describe(self.step + 1, [name for batch in names for name in batch], losses, self.watch.limit)
+        pictures = [name for batch in names for name in batch]
+        text = describe(self.step + 1, pictures, losses, flags, self.watch.limit)
         self.skipped += 1
         if self.skipped > MAX_SKIPPED:
             raise NotFinite(f"{self.skipped} steps in succession; {text}")

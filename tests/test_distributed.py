@@ -16,10 +16,13 @@ import tiny
 import torch
 
 from pseudoseg_fast import train
+from pseudoseg_fast.children import death
 from pseudoseg_fast.config import RunConfig, parse_config
 from pseudoseg_fast.distributed import freeze_unused, make_fabric, meet, processes
+from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.trainer import Trainer
 
 # No batch norm and nothing random: a step is a sum over pictures.
@@ -307,6 +310,63 @@ def test_a_stop_of_two_processes_that_one_started_is_saved(root, tmp_path, monke
             os.kill(worker, signal.SIGKILL)
         process.kill()
     assert tiny.checkpoint(folder)["step"] >= 2
+
+
+def test_a_process_that_a_signal_ends_is_named_with_the_signal(root, tmp_path):
+    changes = {"run.devices": 2, "run.log_every": 1, "optim.steps": 10_000, "run.eval_every": 10_000}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pseudoseg_fast.train", *tiny.options(root, tmp_path / "run", changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        log = tmp_path / "run" / "log" / "metrics.csv"
+        wait_for(lambda: log.exists() and len(tiny.log(tmp_path / "run")) > 2)
+        os.kill(workers_of(process)[0], signal.SIGKILL)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode
+    reason = "process 1 was killed by signal 9 (SIGKILL), which usually means that the machine had no memory left\n"
+    assert printed.count(" was killed by ") == printed.count(reason) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(15, "ended by signal 15 (SIGTERM)"), (63, "ended by signal 63")]
+)
+def test_other_signals_are_named_without_a_guess(number, said):
+    assert death(number) == said
+
+
+def poisoned(root, folder):
+    """Train with a loss that is NaN in the second process alone; return what a process says."""
+    forward = StepLosses.forward
+
+    def poison(self, *arguments):
+        losses = forward(self, *arguments)
+        return {
+            name: loss * (float("nan") if os.environ["RANK"] == "1" else 1) for name, loss in losses.items()
+        }
+
+    StepLosses.forward = poison  # in a process of its own
+    config = parse_config(tiny.options(root, folder), "", "")
+    try:
+        train.train(config, make_fabric(config.run))
+    except NotFinite as error:
+        return str(error)
+
+
+def test_only_the_process_whose_loss_is_not_finite_names_its_pictures(root, tmp_path):
+    innocent, guilty = in_processes(2, tmp_path, poisoned, root, tmp_path / "run")
+    assert innocent.startswith(
+        "step 1: a loss of another process is not sound; that process names its pictures\n"
+    )
+    assert "images/" not in innocent
+    assert guilty.startswith(
+        "step 1: L_s is nan, L_sa is nan, L_x is nan, L_u is nan, on these pictures:\n  images/"
+    )
 
 
 def refusal(root, folder):
