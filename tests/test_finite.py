@@ -176,6 +176,8 @@ def test_a_batch_whose_loss_is_not_finite_fits():
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a convolution forward propagation primitive", False),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
     ],
 )
