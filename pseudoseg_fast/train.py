@@ -100,7 +100,7 @@ def train_in(folder: Path, trainer: Trainer) -> int:
             )
         return 0 if is_child(fabric) else INTERRUPTED
     if fabric.is_global_zero:
-        with fabric.autocast():
+        with fabric.autocast(), torch.compiler.set_stance("force_eager"):
             write_summary(trainer, folder)
     return 0
 

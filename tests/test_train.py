@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pseudoseg_fast import backends, evaluate, step, train
+from pseudoseg_fast import backends, evaluate, step, summary, train, visualize
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
@@ -411,9 +411,12 @@ def test_a_compiled_run_is_compiled_for_its_steps_alone(tmp_path, monkeypatch):
     run(root, tmp_path / "eager", changes)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", functools.partial(torch.compile, backend=record))
+        patch.setattr(summary, "DEMO", str(root))  # whose map is drawn
+        patch.setattr(visualize, "tile_map", lambda *_: Image.new("RGB", (2, 2)))
         run(root, tmp_path / "compiled", {**changes, "run.compile": "true"})
+    assert (tmp_path / "compiled" / "map.png").exists()
     assert shapes
-    assert set(shapes) == {(2, 3, 32, 32)}  # of a batch, not of pictures to evaluate or draw
+    assert set(shapes) == {(2, 3, 32, 32)}  # of a batch, not of pictures to evaluate or draw, or of the map
     eager, compiled = (tiny.checkpoint(tmp_path / name)["model"] for name in ("eager", "compiled"))
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)
