@@ -141,6 +141,16 @@ def clear_folder(folder: Path) -> None:
         (folder / "pictures").rmdir()
 
 
+def forget_end(folder: Path, step: int) -> None:
+    """Delete what a run wrote at an end that it now has before it once more, and pictures of after ``step``."""
+    for name in ("map.png", "result.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / "pictures").glob("step_*.png"):
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal() and int(number) > step:
+            path.unlink()
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Make the folder, and keep all other processes from training in it until the end.

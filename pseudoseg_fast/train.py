@@ -29,6 +29,7 @@ from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.run_folder import (
     clear_folder,
     describe_run,
+    forget_end,
     held,
     holds_run,
     is_own,
@@ -75,6 +76,8 @@ def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
     if go_on:
         trainer.csv_log.go_on(trainer.step, scored=trainer.scored == trainer.step)
         trainer.tensorboard.go_on(trainer.step)
+        if trainer.step < trainer.config.optim.steps:
+            forget_end(folder, trainer.step)
     elif holds_run(folder):
         clear_folder(folder)
     describe_run(folder, trainer.config, trainer.data, trainer.fabric)

@@ -21,6 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pseudoseg_fast import checkpoint, train, trainer
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
+from pseudoseg_fast.report import render
+from pseudoseg_fast.run_record import read_run
 from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run
 from pseudoseg_fast.trainer import Trainer
 
@@ -261,6 +263,22 @@ def test_a_finished_run_that_goes_on_shows_its_results_again(root, tmp_path, cap
     assert train.main([*options, "--run.resume=auto"]) == 0
     assert first.split("\nlast step")[1] == capsys.readouterr().out.split("\nlast step")[1]
     assert (tmp_path / "run" / "result.json").read_text() == result
+
+
+def test_a_run_that_goes_back_has_not_finished(root, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    options = tiny.options(
+        root, folder, CHANGES | {"run.checkpoint_every": 2, "run.keep": 3, "run.draw_every": 1}
+    )
+    assert train.main(options) == 0
+    assert read_run(folder).finished
+    during(monkeypatch, Trainer, "training_step", 1, interrupt)
+    assert train.main([*options, f"--run.resume={folder / 'checkpoints' / 'step-2.ckpt'}"]) == 130
+    run = read_run(folder)
+    assert (run.finished, run.steps) == (False, 3)
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["step_000002.png"]
+    assert not (folder / "report.html").exists()
+    assert "not finished: step 3 of 6" in render(run)
 
 
 def test_ctrl_c_on_a_process_with_workers(root, tmp_path, capsys):
