@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pseudoseg_fast.config import Config, DataConfig, OptimConfig, to_dict
+from pseudoseg_fast.data.sets import Data
+from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.optim import regrouped
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ def state_of(trainer: Trainer, generators: list[list[Tensor]]) -> dict[str, Any]
         "config": to_dict(trainer.config),
         "classes": trainer.data.classes,
         "background": trainer.data.background,
+        "lists": trainer.lists,
         "step": trainer.step,
         "scored": trainer.scored,
         "seconds": trainer.seconds,
@@ -72,6 +77,8 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
             path,
             ", ".join(notes),
         )
+    if trainer.fabric.is_global_zero:
+        warn_of_other_lists(trainer.lists, path, state.get("lists", {}))  # older checkpoints have none
     trainer.network.load_state_dict(state["model"])
     if trainer.teacher:
         trainer.teacher.model.load_state_dict(state["teacher"])
@@ -90,6 +97,38 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
             len(generators),
             processes,
             processes / len(generators),
+        )
+
+
+def fingerprints(data: Data) -> dict[str, str]:
+    """Return a digest of the names of labelled, unlabelled and val pictures each, in their order."""
+    pool = data.unlabeled
+    lists: dict[str, Iterable[str]] = {
+        "labelled": (sample.name for sample in data.labeled),
+        "unlabelled": [str(pool.size), *pool.shards] if isinstance(pool, Stream) else pool.names,
+        "val": (sample.name for sample in data.val),
+    }
+    return {
+        kind: hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        for kind, names in lists.items()
+    }
+
+
+def warn_of_other_lists(ours: dict[str, str], path: Path, theirs: dict[str, str]) -> None:
+    """Say which lists of pictures are others than those of the run that wrote ``path``, and what that means."""
+    others = [kind for kind, digest in theirs.items() if digest != ours[kind]]
+    if learnt := [kind for kind in others if kind != "val"]:
+        logger.warning(
+            "the %s pictures are others than when %s was written, by number, name or order: steps see others than they "
+            "would have",
+            " and ".join(learnt),
+            path,
+        )
+    if "val" in others:
+        logger.warning(
+            "the val pictures are others than when %s was written: scores, the best so far among them, do not compare "
+            "with those from here on",
+            path,
         )
 
 

@@ -46,7 +46,7 @@ from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
-from pseudoseg_fast.run_state import generator_states, restore_state, state_of
+from pseudoseg_fast.run_state import fingerprints, generator_states, restore_state, state_of
 from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.teacher import Teacher
@@ -103,6 +103,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         with self.fabric.rank_zero_first():
             self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
+        self.lists = fingerprints(self.data)
         self.network = self.build()
         self.teacher = Teacher(self.network, config.method.ema) if config.method.ema else None
         if config.run.compile:

@@ -417,6 +417,28 @@ def test_an_option_younger_than_the_checkpoint_had_its_default_there(tmp_path):
         check_same_run(trainer, tmp_path, state)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, []),
+        ("labeled", ["the labelled pictures are others"]),
+        ("unlabeled", ["the unlabelled pictures are others"]),
+        ("val", ["the val pictures are others"]),
+    ],
+)
+def test_lists_that_have_changed_are_told_of(tmp_path, caplog, name, said):
+    root, folder = tiny.make_set(tmp_path / "pictures"), tmp_path / "run"
+    assert train.main(tiny.options(root, folder, CHANGES | {"optim.steps": 2})) == 0
+    if name:
+        lines = (root / f"{name}.txt").read_text().splitlines()
+        tiny.write(root / f"{name}.txt", lines[:-1])
+    caplog.clear()
+    changes = CHANGES | {"optim.steps": 2, "run.resume": "auto"}
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [message.split(" than when")[0] for message in warnings] == said
+
+
 def test_other_classes_are_refused(root, whole, tmp_path, capsys):
     tiny.write(tmp_path / "classes.txt", ["background", "disc", "cube"])
     changes = CHANGES | {"data.classes": tmp_path / "classes.txt", "run.resume": "auto"}
