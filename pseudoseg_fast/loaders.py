@@ -25,6 +25,7 @@ from pseudoseg_fast.data.stream import Stream, StreamDataset
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
+from pseudoseg_fast.stop import HANGUP
 
 EVAL_BATCH = 8
 
@@ -181,10 +182,11 @@ def val_loader(
 
 
 def start_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes, to the main one: it ends its workers itself.
+    """Leave signals that come to all processes, from terminals and schedulers, to the main one: it ends its workers.
 
     Pictures come and go in a worker as activations do in training: it keeps their memory, too.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()

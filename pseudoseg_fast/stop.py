@@ -6,17 +6,24 @@ import os
 import signal
 from types import FrameType
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends that is closed; Windows has none."""
+
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop grants between two steps; a second Ctrl-C stops at once."""
+    """Turns Ctrl-C, SIGTERM and SIGHUP into a wish that the loop grants between two steps.
+
+    A second Ctrl-C stops at once. SIGHUP stays ignored where it is, as by nohup.
+    """
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> StopSignal:
-        self.former = {
-            number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+            numbers.append(HANGUP)
+        self.former = {number: signal.signal(number, self.receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -28,5 +35,18 @@ class StopSignal:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = True
+        if number == HANGUP:
+            leave_terminal()
         # Not through sys.stderr: the signal may have come while that was being written to.
         os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once, without a checkpoint\n")
+
+
+def leave_terminal() -> None:
+    """Let go of outputs that can no longer be written, as of a closed terminal: the run still has lines to print."""
+    for output in (1, 2):
+        try:
+            os.write(output, b"\n")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output)
+            os.close(nowhere)

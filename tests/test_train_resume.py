@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import killing
 import pytest
 import tiny
 import torch
@@ -253,6 +255,31 @@ def test_a_stop_by_sigterm_to_all_processes_is_saved(root, tmp_path, monkeypatch
     options = tiny.options(root, tmp_path / "run", {"optim.steps": 8, "data.workers": 1})
     assert train.main(options) == 130
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(root, tmp_path):
+    folder = tmp_path / "run"
+    changes = {"optim.steps": 10_000, "run.log_every": 1, "run.eval_every": 10_000, "data.workers": 1}
+    arguments = [sys.executable, "-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)]
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, arguments)
+    printed = b""
+    while b"step     2/" not in printed:
+        printed += os.read(terminal, 4096)
+    os.close(terminal)
+    assert killing.wait(process, 60) == 130
+    assert tiny.checkpoint(folder)["step"] >= 2
+
+
+def test_nohup_keeps_a_run_from_stopping(root, tmp_path, monkeypatch):
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        during(monkeypatch, Trainer, "training_step", 2, functools.partial(interrupt, signal.SIGHUP))
+        assert train.main(tiny.options(root, tmp_path / "run")) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_a_finished_run_that_goes_on_shows_its_results_again(root, tmp_path, capsys):
