@@ -122,6 +122,8 @@ def heading(run: Run) -> str:
         figures.append(("images/s", f"{rate:.3g}"))
     if (memory := run.last("train/memory_MiB")) is not None:
         figures.append(("MiB at the peak", f"{memory:.0f}"))
+    if skipped := run.last("train/skipped_steps"):
+        figures.append(("steps left out", f"{skipped:.0f}"))
     boxes = "".join(f'<div><b>{value}</b><span class="dim">{label}</span></div>' for label, value in figures)
     return (
         f"<h1>{escape(run.folder.resolve().name)}</h1>\n"

@@ -30,12 +30,13 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
         raise RuntimeError("a summary needs scores: call it after the last step has been evaluated")
     result = {
         "steps": trainer.step,
+        "skipped_steps": trainer.skipped_steps,
         "seconds": round(trainer.seconds, 1),
         "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
         "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
     }
     replace_text(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(describe(scores, best, trainer.seconds))
+    print(describe(scores, best, trainer.seconds, trainer.skipped_steps))
     written = {}
     if trainer.config.data.root == DEMO:
         written["map"] = folder / "map.png"
@@ -65,10 +66,11 @@ def known(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
-def describe(scores: Scores, best: dict[str, Any], seconds: float) -> str:
-    """Return the final scores as text: the table of the last step, best and last mIoU, and the time."""
+def describe(scores: Scores, best: dict[str, Any], seconds: float, skipped: int) -> str:
+    """Return the final scores as text: the table of the last step, best and last mIoU, time, and skipped steps."""
     return (
         f"\nlast step, on the val pictures:\n{scores.table()}\n\n"
         f"mIoU best {100 * best['miou']:.2f} % (step {best['step']}, chosen on these same pictures), "
         f"last {100 * scores.miou:.2f} %; {seconds:.0f} s of training\n"
+        + (f"steps left out, whose loss or gradient was not sound: {skipped}\n" if skipped else "")
     )

@@ -129,7 +129,8 @@ class Trainer:
         method = config.method
         weights_of_terms = (method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
         self.watch = Watch(EXPLODED * max(1.0, *weights_of_terms))
-        self.skipped = 0
+        self.skipped = 0  # in succession
+        self.skipped_steps = 0  # of the whole run
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
@@ -185,6 +186,7 @@ class Trainer:
         """
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
+        began = self.step
         labeled = iter(labeled_loader(self.config, self.data, self.network, self.step, **self.rank))
         unlabeled: Iterator[dict[str, Any]] | None = None
         agreement = Agreement(self.fabric)
@@ -212,11 +214,15 @@ class Trainer:
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
                     self.check_sound()  # nothing of a step that is not sound is evaluated or saved
+                    if finished or evaluating:
+                        self.check_progress(self.step - began)
                     values = self.mean_over_processes(progress.read()) | {
                         "lr": learning_rate(self.config.optim, self.step - 1),
                         "seconds": self.seconds,
                         "memory_MiB": peak_memory(self.fabric.device),
                     }
+                    if run.nonfinite == "skip":
+                        values["skipped_steps"] = self.skipped_steps
                     self.fabric.log_dict(
                         {f"train/{name}": value for name, value in values.items()}, self.step
                     )
@@ -249,6 +255,20 @@ class Trainer:
         if scaler is not None and scaler.get_scale() < 1:
             raise NotFinite(
                 f"step {self.step}: gradients are not finite at any scale that half precision was tried with"
+            )
+
+    def check_progress(self, taken: int) -> None:
+        """Look whether there is anything to evaluate after so many steps of this process.
+
+        Raises:
+            NotFinite: all steps since the last evaluation were left out; a single one may be, but for the last of all.
+        """
+        every = self.config.run.eval_every
+        interval = min(self.step % every or every, taken)
+        last = self.step == self.config.optim.steps and interval == taken
+        if self.skipped >= interval and (interval > 1 or last):
+            raise NotFinite(
+                f"step {self.step}: none of the last {interval} steps was sound, all were left out"
             )
 
     def check_weights(self) -> None:
@@ -375,6 +395,7 @@ class Trainer:
         pictures = [name for batch in names for name in batch]
         text = describe(self.step + 1, pictures, losses, flags, self.watch.limit)
         self.skipped += 1
+        self.skipped_steps += 1
         if self.skipped > MAX_SKIPPED:
             raise NotFinite(f"{self.skipped} steps in succession; {text}")
         logger.warning("skipped %s", text)

@@ -1,5 +1,6 @@
 """Losses that are not finite, and memory that runs out: found, named, and nothing of them kept."""
 
+import json
 import re
 
 import pytest
@@ -45,13 +46,16 @@ def test_a_step_that_is_not_finite_ends_the_run_with_its_pictures(root, tmp_path
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
 
 
-def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monkeypatch, caplog):
+def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monkeypatch, caplog, capsys):
     folder = tmp_path / "run"
     changes = {"run.nonfinite": "skip", "run.log_every": 1, "run.checkpoint_every": 1, "optim.steps": 2}
     with monkeypatch.context() as patch:
         poison(patch, 2)
         assert train.main(tiny.options(root, folder, changes | {"method.ema": 0.9})) == 0
     assert "skipped step 2: L_u is nan" in caplog.text
+    assert "\nsteps left out, whose loss or gradient was not sound: 1\n" in capsys.readouterr().out
+    assert json.loads((folder / "result.json").read_text())["skipped_steps"] == 1
+    assert '<b>1</b><span class="dim">steps left out</span>' in (folder / "report.html").read_text()
     state = tiny.checkpoint(folder)
     assert train.main(tiny.options(root, tmp_path / "one", changes | {"method.ema": 0.9})) == 0
     assert state["step"] == 2
@@ -67,6 +71,38 @@ def test_steps_are_not_left_out_for_ever(root, tmp_path, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "2 steps in succession; step 4: L_u is nan" in message
     assert "no checkpoint had been written yet" in message
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "every", "status"),
+    [
+        ([3, 4], 2, 2),  # an interval
+        ([5, 6, 7], 4, 2),  # all that is left
+        ([7], 6, 0),
+        ([1, 2, 3, 4, 5, 6, 7], 100, 2),
+        ([2, 3], 2, 0),
+        ([3, 5], 1, 0),
+    ],
+)
+def test_a_run_of_which_nothing_is_left_stops(root, tmp_path, monkeypatch, capsys, poisoned, every, status):
+    poison(monkeypatch, *poisoned)
+    changes = {"run.nonfinite": "skip", "optim.steps": 7, "run.eval_every": every}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == status
+    if status:
+        message = capsys.readouterr().err
+        assert (
+            f"step {poisoned[-1]}: none of the last {len(poisoned)} steps was sound, all were left out"
+            in message
+        )
+
+
+def test_a_run_whose_last_step_alone_is_left_and_not_sound_stops(root, tmp_path, monkeypatch, capsys):
+    changes = {"run.nonfinite": "skip", "optim.steps": 3}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+    poison(monkeypatch, 1)
+    again = changes | {"optim.steps": 4, "run.resume": "auto"}
+    assert train.main(tiny.options(root, tmp_path / "run", again)) == 2
+    assert "step 4: none of the last 1 steps was sound" in capsys.readouterr().err
 
 
 def test_an_infinite_gradient_is_found_although_the_losses_are_finite():
