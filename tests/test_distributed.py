@@ -10,10 +10,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pseudoseg_fast import train
 from pseudoseg_fast.children import death
@@ -161,6 +163,40 @@ def test_parameters_that_nothing_depends_on_are_frozen():
     assert all(name.startswith("encoder.") for name in frozen)
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [
+        ("DeepLabV3Plus", "test_efficientnet"),  # timm's norms have an activation
+        ("Unet", "resnet18"),
+        ("FPN", "test_convnext"),
+    ],
+)
+def test_on_gpus_every_batch_norm_is_synchronised_and_keeps_its_name(
+    root, tmp_path, monkeypatch, arch, encoder
+):
+    changes = {"model.arch": arch, "model.encoder_name": encoder}
+    ours = Trainer(parse_config(tiny.options(root, tmp_path / "run", changes), "", ""), tmp_path / "run")
+    plain = ours.network
+    ours.fabric = SimpleNamespace(device=torch.device("cuda"), world_size=2)
+    synchronised = ours.build()
+    norms = {name: module for name, module in plain.named_modules() if isinstance(module, _BatchNorm)}
+    modules = dict(synchronised.named_modules())
+    for name, norm in norms.items():
+        assert isinstance(modules[name], torch.nn.SyncBatchNorm), name
+        for option in ("eps", "momentum", "affine", "track_running_stats", "num_features"):
+            assert getattr(modules[name], option) == getattr(norm, option), name
+        if hasattr(norm, "act"):
+            assert type(modules[name].act) is type(norm.act), name
+    assert sum(isinstance(module, _BatchNorm) for module in modules.values()) == len(norms)
+    shapes = [
+        {name: value.shape for name, value in network.state_dict().items()}
+        for network in (plain, synchronised)
+    ]
+    assert shapes[0] == shapes[1]
+    ours.config.run.sync_batchnorm = False
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in ours.build().modules())
 
 
 SCRIPT = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}
