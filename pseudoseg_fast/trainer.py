@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
 from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
+from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.distributed import (
     Agreement,
@@ -46,7 +48,13 @@ from pseudoseg_fast.networks import build_network
 from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
 from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
-from pseudoseg_fast.run_state import fingerprints, generator_states, restore_state, state_of
+from pseudoseg_fast.run_state import (
+    fingerprints,
+    generator_states,
+    restore_state,
+    set_generator_states,
+    state_of,
+)
 from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.teacher import Teacher
@@ -198,6 +206,9 @@ class Trainer:
         with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
             while self.step < steps:
                 agreement.ask(stop.received)
+                if self.step == began + 1 and self.rehearses:  # the optimiser's state is there by now
+                    with progress.paused():
+                        self.rehearse()
                 weight = self.config.method.consistency_weight(self.step)
                 if weight and unlabeled is None:
                     unlabeled = iter(
@@ -311,14 +322,57 @@ class Trainer:
         )
         return batches
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether a GPU's memory could run out hours into the run, when unlabelled pictures come.
+
+        A stream's are not drawn for that: it cannot be read twice for nothing.
+        """
+        method = self.config.method
+        later = method.name == "pseudoseg" and self.step < method.start_u
+        return self.fabric.device.type == "cuda" and later and not isinstance(self.data.unlabeled, Stream)
+
+    def rehearse(self) -> None:
+        """Take the passes of a step with unlabelled pictures; leave all as it was, but for the memory that they need.
+
+        Raises:
+            RuntimeError: memory has run out; the message says which batch fits.
+        """
+        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, workers=0))
+        states, buffers = generator_states(), [buffer.clone() for buffer in self.network.buffers()]
+        labeled, unlabeled = (
+            next(iter(load(config, self.data, self.network, self.step, **self.rank)))
+            for load in (labeled_loader, unlabeled_loader)
+        )
+        weight = self.config.method.weight_u
+        self.losses.train()
+        when = f"in a rehearsal of step {self.config.method.start_u + 1}"
+        self.if_it_fits(self.accumulate, [(labeled, unlabeled)], weight, when)
+        self.restore_buffers(buffers)
+        set_generator_states(states)
+
     def step_that_fits(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
         """Take one step, see :meth:`training_step`.
 
         Raises:
             RuntimeError: memory has run out; the message says which batch fits.
         """
+        return self.if_it_fits(self.training_step, batches, weight, f"at step {self.step + 1}")
+
+    def if_it_fits(
+        self,
+        passes: Callable[[Sequence[Batches], float], dict[str, Tensor]],
+        batches: Sequence[Batches],
+        weight: float,
+        when: str,
+    ) -> dict[str, Tensor]:
+        """Return what ``passes`` does with batches and the weight of L_u.
+
+        Raises:
+            RuntimeError: memory has run out; the message says ``when``, and which batch fits.
+        """
         try:
-            return self.training_step(batches, weight)
+            return passes(batches, weight)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -326,7 +380,7 @@ class Trainer:
         # Here the failed step's tensors are free: the error held on to them.
         trial = None if self.fabric.world_size > 1 else lambda pair: self.training_step([pair], weight)
         remedy = what_fits(batches[0], self.config, trial)
-        raise RuntimeError(f"out of memory at step {self.step + 1}, {remedy} ({reason})")
+        raise RuntimeError(f"out of memory {when}, {remedy} ({reason})")
 
     def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
         """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.
@@ -399,6 +453,10 @@ class Trainer:
         if self.skipped > MAX_SKIPPED:
             raise NotFinite(f"{self.skipped} steps in succession; {text}")
         logger.warning("skipped %s", text)
+        self.restore_buffers(buffers)
+
+    def restore_buffers(self, buffers: list[Tensor]) -> None:
+        """Forget a step that is not taken: its running statistics and its gradient."""
         for buffer, former in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(former)
         self.optimizer.zero_grad(set_to_none=True)

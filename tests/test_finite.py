@@ -2,10 +2,12 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from same_runs import assert_same_runs
 
 from pseudoseg_fast import train, trainer
 from pseudoseg_fast.config import parse_config
@@ -288,3 +290,57 @@ def test_a_run_without_memory_goes_on_with_the_batches_that_fit(root, tmp_path, 
     assert options[::2] == ["--optim.batch_size", "--optim.unlabeled_batch_size", "--optim.accumulate"]
     assert train.main([*tiny.options(root, folder, changes), *options, "--run.resume=auto"]) == 0
     assert tiny.checkpoint(folder)["step"] == 4
+
+
+LATER = {"method.start_u": 4, "method.cutmix": 0.5, "method.ema": 0.9, "optim.steps": 6}
+
+
+def test_a_rehearsal_of_later_passes_changes_no_bit(root, tmp_path, monkeypatch):
+    assert train.main(tiny.options(root, tmp_path / "without", LATER)) == 0
+    monkeypatch.setattr(trainer.Trainer, "rehearses", True)
+    rehearsals = []
+    rehearse = trainer.Trainer.rehearse
+    monkeypatch.setattr(
+        trainer.Trainer, "rehearse", lambda ours: (rehearsals.append(ours.step), rehearse(ours))
+    )
+    assert train.main(tiny.options(root, tmp_path / "with", LATER)) == 0
+    assert rehearsals == [1]
+    assert_same_runs(tmp_path / "without", tmp_path / "with")
+
+
+def test_memory_for_later_passes_is_missed_at_once(root, tmp_path, monkeypatch, capsys):
+    forward = StepLosses.forward
+
+    def too_large(self, labeled, unlabeled, weight):
+        if unlabeled is not None and len(labeled["image"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, labeled, unlabeled, weight)
+
+    monkeypatch.setattr(StepLosses, "forward", too_large)
+    monkeypatch.setattr(trainer.Trainer, "rehearses", True)
+    changes = LATER | {"optim.batch_size": 4, "run.log_every": 1}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    message = capsys.readouterr().err
+    assert (
+        "out of memory in a rehearsal of step 5, in a pass of 4 labelled and 4 unlabelled pictures of 32 px"
+        in message
+    )
+    assert "give --optim.batch_size 2, and --optim.accumulate 2" in message
+    assert [row["step"] for row in tiny.log(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("device", "step", "changes", "expected"),
+    [
+        ("cuda", 1, LATER, True),
+        ("cpu", 1, LATER, False),
+        ("cuda", 4, LATER, False),
+        ("cuda", 0, {}, False),
+        ("cuda", 0, {"method.name": "supervised", "method.start_u": 2}, False),
+    ],
+)
+def test_what_comes_later_is_rehearsed_on_gpus(root, tmp_path, device, step, changes, expected):
+    config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
+    ours = trainer.Trainer(config, tmp_path / "run")
+    ours.fabric, ours.step = SimpleNamespace(device=torch.device(device)), step
+    assert ours.rehearses == expected

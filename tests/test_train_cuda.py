@@ -7,6 +7,7 @@ import torch
 from pseudoseg_fast import train
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
+from pseudoseg_fast.run_state import generator_states
 from pseudoseg_fast.trainer import Trainer
 
 pytestmark = pytest.mark.cuda
@@ -67,3 +68,16 @@ def test_a_run_learns_an_easy_set_and_goes_on(root, tmp_path, precision):
     assert train.main(options) == 0
     assert tiny.checkpoint(tmp_path / "run")["best"]["miou"] > 0.5
     assert train.main([*options, "--run.resume=auto"]) == 0
+
+
+def test_later_passes_are_rehearsed_and_leave_all_as_it_was(root, tmp_path):
+    changes = {"run.accelerator": "cuda", "method.start_u": 2, "method.ema": 0.9}
+    config = parse_config(tiny.options(root, tmp_path / "run", changes), "", "")
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.rehearses
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    states = generator_states()
+    trainer.rehearse()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+    assert all(torch.equal(one, other) for one, other in zip(states, generator_states(), strict=True))
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
