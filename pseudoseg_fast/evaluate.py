@@ -24,7 +24,7 @@ from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.loaders import Data, read_data, val_loader
-from pseudoseg_fast.memory import is_out_of_memory
+from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
 
@@ -145,7 +145,7 @@ class Parts:
         """Return the labels of a batch.
 
         Raises:
-            RuntimeError: there is no room for a single picture; the message says what to do.
+            OutOfMemory: there is no room for a single picture; the message says what to do.
         """
         while True:
             most = min(len(images), self.most or len(images))
@@ -157,7 +157,7 @@ class Parts:
                 reason = str(error).split("\n")[0]
             if most == 1:
                 height, width = images.shape[-2:]
-                raise RuntimeError(
+                raise OutOfMemory(
                     f"out of memory in evaluation, on a single picture of {width} x {height}: give a --data.short_side "
                     f"below {min(height, width)}, or take such pictures off data.val ({reason})"
                 )

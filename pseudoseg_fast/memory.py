@@ -26,6 +26,10 @@ OUT_OF_MEMORY = re.compile(
 """How torch's allocator on the CPU, the CUDA runtime, cuBLAS and cuDNN, and oneDNN say so."""
 
 
+class OutOfMemory(RuntimeError):
+    """Memory has run out; the message says what to do."""
+
+
 def keep_freed_memory() -> bool:
     """Let glibc reuse the blocks it has; return whether it could be told so.
 

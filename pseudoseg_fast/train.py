@@ -25,7 +25,7 @@ from pseudoseg_fast.distributed import (
     make_fabric,
 )
 from pseudoseg_fast.finite import NotFinite
-from pseudoseg_fast.memory import keep_freed_memory
+from pseudoseg_fast.memory import OutOfMemory, keep_freed_memory
 from pseudoseg_fast.run_folder import (
     clear_folder,
     describe_run,
@@ -92,9 +92,10 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         try:
             trainer.fit(stop)
         except NotFinite as error:
-            raise NotFinite(
-                f"{error}\n{advice(folder, run.precision, pictures='pictures:' in str(error))}"
-            ) from error
+            said = advice(folder, run.precision, pictures="pictures:" in str(error))
+            raise NotFinite(f"{error}\n{said}") from error
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{error}\n{last_good(folder)}") from error
     if trainer.step < steps:
         fabric.barrier()  # the first has saved: whoever leaves with a status other than 0 may end the others
         if fabric.is_global_zero:
@@ -121,17 +122,21 @@ def command(folder: Path) -> str:
 
 def advice(folder: Path, precision: str, *, pictures: bool) -> str:
     """Return what to do about a run that has diverged; ``pictures`` says whether any have been named."""
-    last = folder / "checkpoints" / "last.ckpt"
-    kept = (
-        f"the last good checkpoint is {last}, to go on from with --run.resume auto" if last.exists() else ""
-    )
     return (
-        (kept or "no checkpoint had been written yet")
+        last_good(folder)
         + ("; look at these pictures, " if pictures else "; ")
         + "lower optim.lr or lengthen optim.warmup"
         + ("" if precision == "32-true" else ", try run.precision 32-true")
         + ", or leave such steps out: --run.nonfinite skip"
     )
+
+
+def last_good(folder: Path) -> str:
+    """Return where a run can go on that has failed."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return "no checkpoint had been written yet"
+    return f"the last good checkpoint is {last}, to go on from with --run.resume auto"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,7 +41,7 @@ from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, describe, sound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
-from pseudoseg_fast.memory import is_out_of_memory, peak_memory
+from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory, peak_memory
 from pseudoseg_fast.method import class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
@@ -190,7 +190,7 @@ class Trainer:
 
         Raises:
             NotFinite: a step was not sound; nothing of it was saved.
-            RuntimeError: memory has run out; the message says which batch fits.
+            OutOfMemory: memory has run out; the message says which batch fits.
         """
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
@@ -336,7 +336,7 @@ class Trainer:
         """Take the passes of a step with unlabelled pictures; leave all as it was, but for the memory that they need.
 
         Raises:
-            RuntimeError: memory has run out; the message says which batch fits.
+            OutOfMemory: memory has run out; the message says which batch fits.
         """
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, workers=0))
         states, buffers = generator_states(), [buffer.clone() for buffer in self.network.buffers()]
@@ -355,7 +355,7 @@ class Trainer:
         """Take one step, see :meth:`training_step`.
 
         Raises:
-            RuntimeError: memory has run out; the message says which batch fits.
+            OutOfMemory: memory has run out; the message says which batch fits.
         """
         return self.if_it_fits(self.training_step, batches, weight, f"at step {self.step + 1}")
 
@@ -369,7 +369,7 @@ class Trainer:
         """Return what ``passes`` does with batches and the weight of L_u.
 
         Raises:
-            RuntimeError: memory has run out; the message says ``when``, and which batch fits.
+            OutOfMemory: memory has run out; the message says ``when``, and which batch fits.
         """
         try:
             return passes(batches, weight)
@@ -380,7 +380,7 @@ class Trainer:
         # Here the failed step's tensors are free: the error held on to them.
         trial = None if self.fabric.world_size > 1 else lambda pair: self.training_step([pair], weight)
         remedy = what_fits(batches[0], self.config, trial)
-        raise RuntimeError(f"out of memory {when}, {remedy} ({reason})")
+        raise OutOfMemory(f"out of memory {when}, {remedy} ({reason})")
 
     def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
         """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.

@@ -285,7 +285,9 @@ def test_a_run_without_memory_goes_on_with_the_batches_that_fit(root, tmp_path, 
         "run.checkpoint_every": 2,
     }
     assert train.main(tiny.options(root, folder, changes)) == 2
-    advised = re.search(r"2 \+ 3 fit: give (.*), and (.*) for as many", capsys.readouterr().err)
+    message = capsys.readouterr().err
+    assert f"{folder / 'checkpoints' / 'last.ckpt'}, to go on from with --run.resume auto" in message
+    advised = re.search(r"2 \+ 3 fit: give (.*), and (.*) for as many", message)
     options = " ".join(advised.groups()).split()
     assert options[::2] == ["--optim.batch_size", "--optim.unlabeled_batch_size", "--optim.accumulate"]
     assert train.main([*tiny.options(root, folder, changes), *options, "--run.resume=auto"]) == 0
