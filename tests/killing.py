@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import tiny
 import torch
 import yaml
 from same_runs import assert_same_runs
+from tqdm import tqdm
 
 from pseudoseg_fast import checkpoint, train
 from pseudoseg_fast.config import from_dict, parse_config
@@ -56,6 +58,9 @@ def fork(action, output):
             for number in (1, 2):
                 os.dup2(file.fileno(), number)
             torch.set_num_threads(1)
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its own is shared: who is killed while holding it stops all others
             status = action()
     except BaseException:
         os.write(2, traceback.format_exc().encode())
