@@ -39,6 +39,9 @@ MAY_CHANGE = {
 What a run advises when it has diverged, or has no memory left, is among them.
 """
 
+LOOKED_AT = 10_000
+"""Names of unlabelled pictures that tell one list from another."""
+
 GROUPING = ("encoder_lr", "sgc_lr", "weight_decay")
 """Options of ``optim`` that decide the optimiser's groups."""
 
@@ -103,11 +106,20 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
 
 
 def fingerprints(data: Data) -> dict[str, str]:
-    """Return a digest of the names of labelled, unlabelled and val pictures each, in their order."""
+    """Return a digest of the number and names of labelled, unlabelled and val pictures each, in their order.
+
+    Of unlabelled pictures, of which there may be millions, ``LOOKED_AT`` names count, spread over the list.
+    """
     pool = data.unlabeled
+    if isinstance(pool, Stream):
+        unlabeled = [str(pool.size), *pool.shards]
+    else:
+        number = len(pool.names)
+        places = range(0, number, -(-number // LOOKED_AT) or 1)
+        unlabeled = [str(number), *(pool.names[place] for place in places)]
     lists: dict[str, Iterable[str]] = {
         "labelled": (sample.name for sample in data.labeled),
-        "unlabelled": [str(pool.size), *pool.shards] if isinstance(pool, Stream) else pool.names,
+        "unlabelled": unlabeled,
         "val": (sample.name for sample in data.val),
     }
     return {
