@@ -30,6 +30,8 @@ LAYERS = {
     "lite0 ASPP, dilation 12": Layer(8, 320, 8, 3, 12),
     "decoder 3x3": Layer(8, 176, 32, 3, 1),
     "ResNet ASPP, dilation 12": Layer(4, 2048, 33, 3, 12),
+    "few channels, large map": Layer(4, 32, 128, 3, 1),
+    "odd channels, large map": Layer(4, 17, 128, 3, 1),
 }
 
 

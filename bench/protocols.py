@@ -61,7 +61,8 @@ def count(preset: str) -> dict[str, Any]:
     fixed = 4 * weights * (2 + states + bool(config.method.ema))
     batch = int((FILL * CARD - fixed) / growth)
     pictures = config.optim.batch_size * config.optim.accumulate
-    step = operations(network, config) * (3 + 3 * config.method.strong_views + 1) * pictures
+    labeled, unlabeled = (operations(network, config, sgc=sgc) for sgc in (True, False))
+    step = (3 * labeled + 3 * config.method.strong_views * unlabeled + labeled) * pictures
     return {
         "preset": preset,
         "crop": config.data.crop_size,
@@ -77,8 +78,8 @@ def count(preset: str) -> dict[str, Any]:
     }
 
 
-def operations(network: Network, config: Config) -> int:
-    """Return the operations of the forward pass of one picture.
+def operations(network: Network, config: Config, *, sgc: bool = True) -> int:
+    """Return the operations of the forward pass of one picture, with the attention head or, as of strong views, not.
 
     Of the backward pass they are not counted but taken as twice as many: for grouped convolutions torch counts those of
     ungrouped ones. Attention is counted as the products that it is, since for the CPU's fused one torch counts nothing.
@@ -88,7 +89,7 @@ def operations(network: Network, config: Config) -> int:
         image = torch.empty(1, 3, side, side)
         labels = torch.ones(1, network.classifier.out_features)
         with FlopCounterMode(display=False) as counter:
-            network.eval()(image, sgc=True, image_labels=labels)
+            network.eval()(image, sgc=sgc, image_labels=labels)
     return int(counter.get_total_flops())
 
 

@@ -42,7 +42,9 @@ DepthwiseAxis forward_axis(const Tensor& input, const Tensor& weight, const Geom
   const int64_t stride = geometry.stride[i], padding = geometry.padding[i], dilation = geometry.dilation[i];
   const int64_t span = source + 2 * padding - dilation * (taps - 1) - 1;
   STD_TORCH_CHECK(span >= 0, "the dilated filter is larger than the padded input");
-  return with_live_taps({source, span / stride + 1, taps, stride, padding, dilation, 1, 0, 0});
+  const int64_t target = span / stride + 1;
+  // A stride that takes no step says nothing, however wide it is.
+  return with_live_taps({source, target, taps, target > 1 ? stride : 1, padding, dilation, 1, 0, 0});
 }
 
 // The axis of the gradient of the input: the upstream gradient, spread by the stride, under the reversed filter.

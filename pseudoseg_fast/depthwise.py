@@ -7,10 +7,10 @@ from pseudoseg_fast import functional
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A convolution of each channel with a filter of its own; under autocast PyTorch's."""
+    """A convolution of each channel with a filter of its own; PyTorch's under autocast and for what is no CPU batch."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
+        if input.device.type != "cpu" or input.dim() != 4 or torch.is_autocast_enabled("cpu"):
             return super()._conv_forward(input, weight, bias)
         assert not isinstance(self.padding, str)
         return functional.depthwise_conv2d(

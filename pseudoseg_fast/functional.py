@@ -388,7 +388,7 @@ def depthwise_conv2d(
 
     Returns:
         [B, C, H', W'] with ``H' = (H + 2 padding - dilation (height - 1) - 1) // stride + 1``. Differentiable in input,
-        weight and bias.
+        weight and bias; on the CPU once.
     """
     _check_maps(input=input)
     _check_floats(weight=weight)

@@ -30,6 +30,7 @@ CASES = {
     "padding beyond the filter": ((1, 8, 6, 6), (3, 3), {"padding": (5, 4)}),
     "one pixel": ((3, 8, 1, 1), (3, 3), {"padding": (1, 1)}),
     "bands of rows": ((1, 40, 90, 41), (3, 3), {"padding": (1, 1), "stride": (2, 1)}),
+    "a stride beyond the map": ((2, 8, 5, 6), (3, 3), {"stride": (1, 2**33)}),
     "no picture": ((0, 8, 4, 4), (3, 3), {}),
 }
 
@@ -198,6 +199,14 @@ def test_wrong_arguments_are_refused(change, error, message):
         functional.depthwise_conv2d(**arguments)
 
 
+def test_a_second_derivative_is_refused():
+    input, weight, bias = draw((1, 4, 5, 5), (3, 3), torch.float32)
+    output = functional.depthwise_conv2d(input, weight, bias, backend="cpp")
+    (first,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(first.sum(), weight)
+
+
 def test_half_precision_is_left_to_pytorch():
     input, weight, bias = (tensor.detach().bfloat16() for tensor in draw((1, 4, 5, 5), (3, 3), torch.float32))
     expected = conv2d(input, weight, bias, groups=4)
@@ -251,6 +260,15 @@ def test_under_autocast_pytorch_convolves():
         assert use_depthwise_kernels(module) == 1
         assert torch.equal(module(images), expected)
     assert module(images).dtype == torch.float32
+
+
+def test_what_is_no_batch_on_the_cpu_is_left_to_pytorch():
+    module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
+    image = torch.randn(4, 6, 6)
+    expected = module(image)
+    use_depthwise_kernels(module)
+    assert torch.equal(module(image), expected)
+    assert module.to("meta")(torch.empty(2, 4, 6, 6, device="meta")).shape == (2, 4, 4, 4)
 
 
 def test_compiles():

@@ -49,6 +49,7 @@ def load(library: Callable[[], None], kind: str) -> str:
         torch.library.register_autograd(
             "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
         )
+        torch.library.register_autograd("pseudoseg_fast::depthwise_conv2d_backward", _no_second_derivative)
     return ""
 
 
@@ -310,6 +311,13 @@ def _fake_depthwise_backward(
 def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, _, *ctx.geometry = inputs
     ctx.save_for_backward(input, weight)
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "the kernels of depthwise_conv2d have no second derivative; use backend='eager', or a network whose "
+        "convolutions are PyTorch's"
+    )
 
 
 def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
