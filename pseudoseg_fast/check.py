@@ -33,8 +33,8 @@ PROG = "python -m pseudoseg_fast.check"
 OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, --picture
 and --save."""
 SAVED = (
-    *("root", "layout", "labeled", "unlabeled", "unlabeled_size", "val", "classes", "tags", "background"),
-    *("ignore_index", "label_map", "reduce_zero_label", "color_map", "mask_orientation", "white"),
+    *("root", "layout", "labeled", "unlabeled", "unlabeled_size", "reuse_labeled", "val", "classes", "tags"),
+    *("background", "ignore_index", "label_map", "reduce_zero_label", "color_map", "mask_orientation", "white"),
 )
 """The data options that say what the set is, and not what training makes of it."""
 EXAMPLES = 6

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from subprocess import Popen
 from typing import Any
 
@@ -52,7 +53,8 @@ class Watcher(threading.Thread):
                 status = child.poll()
                 if status is not None and status < 0 and rank not in self.told:
                     self.told.add(rank)
-                    os.write(2, f"process {rank} was {death(-status)}\n".encode())
+                    with suppress(OSError):  # nobody reads it any more
+                        os.write(2, f"process {rank} was {death(-status)}\n".encode())
 
     def end(self, *, failed: bool) -> None:
         """Look a last time, where this process has failed when others have had time to end, and no more."""

@@ -19,16 +19,21 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def use_depthwise_kernels(network: nn.Module) -> int:
-    """Let ``functional.depthwise_conv2d`` compute the depthwise convolutions of a network; return how many there are.
+    """Let ``functional.depthwise_conv2d`` compute the depthwise convolutions of a network that it is faster at.
 
-    Weights, names and hooks stay as they are. Left alone are convolutions of other classes, such as timm's that pad by
-    the size of their input, and those whose padding is not zeros of a fixed width.
+    Those have dilation or filters wider than 3; for others PyTorch has fast code (bench/bench_depthwise.py). Weights,
+    names and hooks stay as they are. Left alone are also convolutions of other classes, such as timm's that pad by the
+    size of their input, and those whose padding is not zeros of a fixed width.
+
+    Returns:
+        How many there are.
     """
     found = [
         module
         for module in network.modules()
         if type(module) is nn.Conv2d
         and 1 < module.groups == module.in_channels == module.out_channels
+        and (max(module.dilation) > 1 or max(module.kernel_size) > 3)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     ]

@@ -45,12 +45,14 @@ SPECIAL_STEPS = 0xFFFFFFF0
 def launcher() -> str | None:
     """Return what started this process and its peers, "torchrun" or "srun"; None for a command of its own.
 
-    In a job's script or shell, too, ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set; only srun's processes have a step.
+    In a job's script or shell, too, ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set; only srun's processes have a step. A
+    shell is a step of one task with a terminal, whose variable the tasks that it starts inherit.
     """
     if TorchElasticEnvironment.detect():
         return "torchrun"
     step = os.environ.get("SLURM_STEP_ID", "")
-    started = step.isdecimal() and int(step) < SPECIAL_STEPS and "SLURM_PTY_PORT" not in os.environ
+    shell = "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    started = step.isdecimal() and int(step) < SPECIAL_STEPS and not shell
     return "srun" if started and SLURMEnvironment.detect() else None
 
 

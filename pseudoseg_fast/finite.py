@@ -15,7 +15,7 @@ LAG = 1
 """Steps that may be under way on the device before the result of one is looked at."""
 
 EXPLODED = 1e4
-"""A loss term above this, times its weight where that is above 1, is no training.
+"""A loss term above this, times the largest weight of a term where that is above 1, is no training.
 
 Over C classes cross-entropy begins near log C, which is 5 for 150 of them; to be at 10 000 a network must be that sure,
 in nats a pixel, of what is wrong.

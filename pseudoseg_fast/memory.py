@@ -21,9 +21,9 @@ M_MMAP_MAX = -4
 
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|_ALLOC(ATION)?_FAILED"
-    r"|could not create a (primitive|memory object)\b(?! desc)"
+    r"|could not create a (primitive|memory object)\b(?! desc)|std::bad_alloc"
 )
-"""How torch's allocator on the CPU, the CUDA runtime, cuBLAS and cuDNN, and oneDNN say so."""
+"""How torch's allocator on the CPU, the CUDA runtime, cuBLAS and cuDNN, oneDNN and our kernels say so."""
 
 
 class OutOfMemory(RuntimeError):

@@ -56,6 +56,7 @@ def state_of(trainer: Trainer, generators: list[list[Tensor]]) -> dict[str, Any]
         "step": trainer.step,
         "scored": trainer.scored,
         "skipped_steps": trainer.skipped_steps,
+        "shares_of": trainer.shares_of,
         "seconds": trainer.seconds,
         "best": trainer.best,
         "model": trainer.network.state_dict(),
@@ -72,9 +73,12 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     Raises:
         ValueError: it is of a run with another network or method, or longer than this one.
     """
-    notes = keep_start(trainer.config, state["config"])
+    shares_of = state.get("shares_of", state["config"]["optim"]["steps"])
+    notes = keep_start(trainer.config, state["config"]["method"], shares_of)
     changes = check_same_run(trainer, path, state)
     notes = [*(f"{name} {there} -> {here}" for name, (there, here) in changes.items()), *notes]
+    if "data.short_side" in changes:
+        notes.append("with which val pictures are scored, too: the best score so far does not compare")
     if notes and trainer.fabric.is_global_zero:
         logger.warning(
             "going on from %s with changed options, %s: the result is not that of one run",
@@ -89,6 +93,7 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     trainer.optimizer.load_state_dict(optimizer_state(trainer, state))
     trainer.step, trainer.scored, trainer.seconds = state["step"], state["scored"], state["seconds"]
     trainer.skipped_steps = state.get("skipped_steps", 0)
+    trainer.shares_of = shares_of
     if state["precision"]:  # of 16-mixed alone; a run that comes to it from another one begins with its own
         trainer.fabric.strategy.precision.load_state_dict(state["precision"])
     generators, processes = state["generators"], trainer.fabric.world_size
@@ -156,16 +161,21 @@ def optimizer_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
     return regrouped(state["optimizer"], groups, trainer.network, former, optim)
 
 
-def keep_start(config: Config, saved: dict[str, Any]) -> list[str]:
+def keep_start(config: Config, saved: dict[str, Any], theirs: int) -> list[str]:
     """Leave ``start_u`` and ``ramp_u`` as they were where they are the same shares of another number of steps.
+
+    Args:
+        config: of the run that goes on.
+        saved: options of the method in the checkpoint.
+        theirs: steps that the shares were of when the run began, whatever it has been lengthened to since.
 
     Returns:
         For each that stays, its name and value in words.
     """
-    ours, theirs = config.optim.steps, saved["optim"]["steps"]
+    ours = config.optim.steps
     notes = []
     for name in ("start_u", "ramp_u"):
-        here, there = getattr(config.method, name), saved["method"].get(name)
+        here, there = getattr(config.method, name), saved.get(name)
         rounding = 0.5 / ours + 0.5 / theirs
         if there is not None and here != there and abs(here / ours - there / theirs) <= rounding:
             setattr(config.method, name, there)

@@ -25,6 +25,7 @@ from pseudoseg_fast.distributed import (
     make_fabric,
 )
 from pseudoseg_fast.finite import NotFinite
+from pseudoseg_fast.kept import LAST, steps_in
 from pseudoseg_fast.memory import OutOfMemory, keep_freed_memory
 from pseudoseg_fast.run_folder import (
     clear_folder,
@@ -55,6 +56,8 @@ def train(config: Config, fabric: Fabric) -> int:
         from_first(fabric, lambda: stack.enter_context(held(folder)))
         go_on = bool(checkpoints) and is_own(folder, checkpoints[0])
         from_first(fabric, lambda: prepare_folder(trainer, folder, go_on=go_on))
+        if go_on and from_first(fabric, lambda: went_on_before(folder, trainer.step)):
+            trainer.save(LAST)  # or a restart before the next checkpoint would go on where the run came from
         if fabric.is_global_zero:
             print(trainer.describe())
         return train_in(folder, trainer)
@@ -69,6 +72,11 @@ def common_options(config: Config) -> dict[str, Any]:
         for name, value in values.items()
         if f"{group}.{name}" not in own
     }
+
+
+def went_on_before(folder: Path, step: int) -> bool:
+    """Return whether the run in ``folder`` has checkpoints of later steps: this one has gone back."""
+    return any(later > step for later in steps_in(folder / "checkpoints"))
 
 
 def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:

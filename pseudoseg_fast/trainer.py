@@ -139,6 +139,7 @@ class Trainer:
         self.watch = Watch(EXPLODED * max(1.0, *weights_of_terms))
         self.skipped = 0  # in succession
         self.skipped_steps = 0  # of the whole run
+        self.shares_of = config.optim.steps  # when the run began: what start_u and ramp_u may be shares of
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
@@ -225,7 +226,7 @@ class Trainer:
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
                     self.check_sound()  # nothing of a step that is not sound is evaluated or saved
-                    if finished or evaluating:
+                    if evaluating:
                         self.check_progress(self.step - began)
                     values = self.mean_over_processes(progress.read()) | {
                         "lr": learning_rate(self.config.optim, self.step - 1),

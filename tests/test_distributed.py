@@ -203,6 +203,7 @@ SCRIPT = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "
 SLURM = SCRIPT | {"SLURM_STEP_ID": "0"}
 INTERACTIVE = SCRIPT | {"SLURM_STEP_ID": "4294967290"}
 SHELL = SLURM | {"SLURM_PTY_PORT": "40000"}
+FROM_A_SHELL = SHELL | {"SLURM_STEP_NUM_TASKS": "8"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}
 
 
@@ -212,6 +213,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "
         ({}, "auto", (1, 1)),
         ({}, 2, (2, 1)),
         (SLURM, "auto", (4, 2)),
+        (FROM_A_SHELL, "auto", (4, 2)),
         (TORCHRUN, "auto", (3, 2)),
         (SLURM | TORCHRUN, 3, (3, 2)),
         (SCRIPT, "auto", (1, 1)),

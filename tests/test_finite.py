@@ -215,6 +215,7 @@ def test_a_batch_whose_loss_is_not_finite_fits():
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
         ("could not create a primitive", True),
+        ("std::bad_alloc (originally from torch_parallel_for at a place)", True),
         ("could not create a primitive descriptor for a convolution forward propagation primitive", False),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
     ],

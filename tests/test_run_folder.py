@@ -79,6 +79,8 @@ class TestUnderTorchrunWithRestarts:
     def test_a_run_that_began_from_another_goes_on_from_its_own(self, folder, tmp_path, monkeypatch):
         new, path = tmp_path / "new", folder / "checkpoints" / "step-1.ckpt"
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]
+        new.mkdir()
+        (new / "config.yaml").write_text("")  # what a run writes as it begins
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]  # it had not come to a checkpoint
         save_last(new / "checkpoints", {"step": 7}, keep=1)

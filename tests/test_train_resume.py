@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pseudoseg_fast import checkpoint, train, trainer
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
+from pseudoseg_fast.kept import steps_in
 from pseudoseg_fast.report import render
 from pseudoseg_fast.run_record import read_run
 from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run
@@ -415,8 +416,31 @@ def test_unlabelled_pictures_are_used_from_the_step_on_that_a_run_of_other_steps
     again = changes | {"optim.steps": 8, "run.resume": "auto"}
     assert train.main(tiny.options(root, folder, again)) == 0
     assert "method.start_u stays 2, method.ramp_u stays 1: " in caplog.text
-    method = tiny.checkpoint(folder)["config"]["method"]
-    assert (method["start_u"], method["ramp_u"]) == (2, 1)
+    assert train.main(tiny.options(root, folder, again)) == 0  # the same command once more
+    for steps in (9, 10):
+        assert train.main(tiny.options(root, folder, again | {"optim.steps": steps})) == 0
+    saved = tiny.checkpoint(folder)
+    assert (saved["step"], saved["config"]["method"]["start_u"], saved["config"]["method"]["ramp_u"]) == (
+        10,
+        2,
+        1,
+    )
+
+
+def test_a_run_that_goes_back_leaves_its_former_course_at_once(root, whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    checkpoints = folder / "checkpoints"
+    first, *later = steps_in(checkpoints)
+    assert later
+
+    def lost(self, stop):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "fit", lost)
+    back = CHANGES | {"run.resume": checkpoints / f"step-{first}.ckpt"}
+    assert train.main(tiny.options(root, folder, back)) == 2
+    assert [*steps_in(checkpoints)] == [first]
+    assert tiny.checkpoint(folder)["step"] == first
 
 
 def test_a_run_does_not_go_on_to_fewer_steps_than_it_has_taken(root, whole, capsys):
