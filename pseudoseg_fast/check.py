@@ -34,7 +34,8 @@ OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data 
 and --save."""
 SAVED = (
     *("root", "layout", "labeled", "unlabeled", "unlabeled_size", "reuse_labeled", "val", "classes", "tags"),
-    *("background", "ignore_index", "label_map", "reduce_zero_label", "color_map", "mask_orientation", "white"),
+    *("background", "ignore_index", "label_map", "reduce_zero_label", "color_map"),
+    *("mask_orientation", "white"),
 )
 """The data options that say what the set is, and not what training makes of it."""
 EXAMPLES = 6
