@@ -53,7 +53,7 @@ class Watcher(threading.Thread):
                 status = child.poll()
                 if status is not None and status < 0 and rank not in self.told:
                     self.told.add(rank)
-                    with suppress(OSError):  # nobody reads it any more
+                    with suppress(OSError):  # there may be nobody left to read it
                         os.write(2, f"process {rank} was {death(-status)}\n".encode())
 
     def end(self, *, failed: bool) -> None:

@@ -82,12 +82,18 @@ class CsvLog(Logger):
                 with self.path.open("a", encoding="utf-8", newline="") as file:
                     file.write(to_lines(self.columns, self.waiting))
             else:
-                self._replace([*(read_rows(self.path) if self.columns else []), *self.waiting])
+                rows = read_rows(self.path) if self.columns else []
+                self._replace([*rows, *self.waiting[self._written(rows) :]])
         except OSError as error:
             self.torn = True  # there may be half a row at the end
             return error
         self.waiting, self.torn = [], False
         return None
+
+    def _written(self, rows: list[dict[str, str]]) -> int:
+        """Return how many of the rows that wait are at the end of the file, although writing them ended in an error."""
+        counts = range(len(self.waiting), 0, -1) if self.torn else ()
+        return next((count for count in counts if rows[-count:] == self.waiting[:count]), 0)
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
         columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]

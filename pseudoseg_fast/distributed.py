@@ -45,13 +45,13 @@ SPECIAL_STEPS = 0xFFFFFFF0
 def launcher() -> str | None:
     """Return what started this process and its peers, "torchrun" or "srun"; None for a command of its own.
 
-    In a job's script or shell, too, ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set; only srun's processes have a step. A
-    shell is a step of one task with a terminal, whose variable the tasks that it starts inherit.
+    In a job's script or shell, too, ``SLURM_NTASKS`` and ``SLURM_PROCID`` are set; only srun's processes have a step.
     """
     if TorchElasticEnvironment.detect():
         return "torchrun"
     step = os.environ.get("SLURM_STEP_ID", "")
-    shell = "SLURM_PTY_PORT" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    alone = os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    shell = alone and "SLURM_PTY_PORT" in os.environ  # which what srun starts from such a shell inherits
     started = step.isdecimal() and int(step) < SPECIAL_STEPS and not shell
     return "srun" if started and SLURMEnvironment.detect() else None
 
@@ -114,9 +114,8 @@ def make_fabric(run: RunConfig) -> Fabric:
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
         }
         strategy = DDPStrategy(gradient_as_bucket_view=True, timeout=TIMEOUT, **options)
-    alone = (
-        launcher() is None and SLURMEnvironment.detect()
-    )  # Fabric would take it for one of srun's processes
+    # Fabric would take it for one of srun's processes.
+    alone = launcher() is None and SLURMEnvironment.detect()
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,

@@ -50,9 +50,8 @@ class EventLog(TensorBoardLogger):
             return
         try:
             write()
-        except (
-            Exception
-        ) as error:  # its writer is a thread, whose error comes out of later calls in many forms
+        # Its writer is a thread, which hands on whatever error it ended with to later calls.
+        except Exception as error:
             self.failed = True
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ LAG = 1
 """Steps that may be under way on the device before the result of one is looked at."""
 
 EXPLODED = 1e4
-"""A loss term above this, times the largest weight of a term where that is above 1, is no training.
+"""A loss term above this, times its own weight where that is above 1, is no training.
 
+A term is what one pass of one process has, before it is given its share of the step.
 Over C classes cross-entropy begins near log C, which is 5 for 150 of them; to be at 10 000 a network must be that sure,
 in nats a pixel, of what is wrong.
 """
+
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass
@@ -34,18 +38,27 @@ class _Pending:
 
 
 class NotFinite(RuntimeError):
-    """A loss or gradient became NaN or infinite, or a loss exploded."""
+    """A loss or gradient became NaN or infinite, or a loss exploded.
+
+    Args:
+        message: says at which step.
+        pictures: whether it names pictures that may be the reason.
+    """
+
+    def __init__(self, message: str = "", *, pictures: bool = False) -> None:
+        super().__init__(message)
+        self.pictures = pictures
 
 
 class Watch:
     """Looks at the result of each step when the device has it, which is while it computes the next.
 
     Args:
-        limit: of a loss term.
+        limits: of loss terms, by name; ``EXPLODED`` of any other.
     """
 
-    def __init__(self, limit: float = EXPLODED) -> None:
-        self.limit = limit
+    def __init__(self, limits: Mapping[str, float] = NO_LIMITS) -> None:
+        self.limits = limits
         self.pending: deque[_Pending] = deque()
 
     def add(
@@ -74,52 +87,63 @@ class Watch:
         """Look at all steps but the ``lag`` newest, waiting for them if need be.
 
         Raises:
-            NotFinite: one of them was not sound; the message names its pictures.
+            NotFinite: one of them was not sound, see :func:`unsound`.
         """
         while len(self.pending) > lag:
             oldest = self.pending.popleft()
             if oldest.event is not None:
                 oldest.event.synchronize()
             if not oldest.flags.all():
-                raise NotFinite(describe(oldest.step, oldest.names, oldest.losses, oldest.flags, self.limit))
+                raise unsound(oldest.step, oldest.names, oldest.losses, oldest.flags, self.limits)
 
 
-def describe(
-    step: int, names: Sequence[str], losses: dict[str, Tensor], flags: Tensor, limit: float = EXPLODED
-) -> str:
-    """Return in words what is wrong with a step; pictures are named where they may be the reason.
+def unsound(
+    step: int,
+    names: Sequence[str],
+    losses: dict[str, Tensor],
+    flags: Tensor,
+    limits: Mapping[str, float] = NO_LIMITS,
+) -> NotFinite:
+    """Return an error that says what is wrong with a step; pictures are named where they may be the reason.
 
     Args:
         step: its number.
         names: this process's pictures.
         losses: this process's terms.
         flags: what :func:`sound` says of it, in all processes.
-        limit: of a loss term.
+        limits: of loss terms, by name.
     """
+    known = [(name, float(loss), limits.get(name, EXPLODED)) for name, loss in losses.items()]
     wrong = [
         f"{name} is {value:.4g}" + (f", more than the {limit:g} of any training" if value > limit else "")
-        for name, value in ((name, float(loss)) for name, loss in losses.items())
+        for name, value, limit in known
         if not abs(value) <= limit
     ]
     if not wrong and not flags[0]:
-        return f"step {step}: a loss of another process is not sound; that process names its pictures"
-    return (
+        return NotFinite(
+            f"step {step}: a loss of another process is not sound; that process names its pictures"
+        )
+    return NotFinite(
         f"step {step}: {', '.join(wrong) or 'the losses are finite, but the gradient is not'}, on these pictures:\n"
-        + shorten(list(dict.fromkeys(names)), shown=32)
+        + shorten(list(dict.fromkeys(names)), shown=32),
+        pictures=True,
     )
 
 
 def sound(
-    losses: dict[str, Tensor], parameters: Iterable[nn.Parameter] | None, limit: float = EXPLODED
+    losses: dict[str, Tensor],
+    parameters: Iterable[nn.Parameter] | None,
+    limits: Mapping[str, float] = NO_LIMITS,
 ) -> Tensor:
     """Return whether the losses of a step, and its gradient, are sound: bool [2].
 
     Args:
-        losses: its terms, none of which may be above ``limit``, or not finite.
+        losses: its terms, none of which may be above its limit, or not finite.
         parameters: have the gradients, which must be finite; None does not look at them.
-        limit: of a loss term.
+        limits: of loss terms, by name.
     """
-    fine = (torch.stack(list(losses.values())).abs() <= limit).all()  # no NaN is
+    shares = [loss / limits.get(name, EXPLODED) for name, loss in losses.items()]
+    fine = (torch.stack(shares).abs() <= 1).all()  # no NaN is
     if parameters is None:
         return torch.stack([fine, torch.ones_like(fine)])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -38,6 +38,24 @@ def save_last(folder: Path, state: Mapping[str, Any], keep: int) -> None:
         steps[number].unlink()
 
 
+def go_back(folder: Path, path: Path, step: int) -> None:
+    """Make ``path``, of ``step``, the newest checkpoint, and delete those of later steps.
+
+    Until it comes to its next checkpoint, a run that went back would otherwise be taken up again where it had left.
+    ``best.ckpt`` stays: it has the best score that the run has ever come to, and says of which step it is.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    last = folder / LAST
+    if last.exists() and last.samefile(path):
+        return
+    replace_by_link(last, path)
+    for number, later in steps_in(folder).items():
+        if number > step:
+            later.unlink()
+
+
 def steps_in(folder: Path) -> dict[int, Path]:
     """Return the checkpoints that are named after their step, the oldest first."""
     named = [(path.stem.removeprefix("step-"), path) for path in folder.glob("step-*.ckpt")]

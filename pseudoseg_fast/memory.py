@@ -21,9 +21,10 @@ M_MMAP_MAX = -4
 
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|_ALLOC(ATION)?_FAILED"
-    r"|could not create a (primitive|memory object)\b(?! desc)|std::bad_alloc"
+    r"|could not create a (primitive|memory object)\b(?! desc)"
+    r"|std::bad_alloc"
 )
-"""How torch's allocator on the CPU, the CUDA runtime, cuBLAS and cuDNN, oneDNN and our kernels say so."""
+"""How torch's allocator on the CPU, the CUDA runtime, cuBLAS and cuDNN, oneDNN, and kernels in C++ say so."""
 
 
 class OutOfMemory(RuntimeError):

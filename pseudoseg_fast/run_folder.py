@@ -69,7 +69,9 @@ def run_folder(config: Config, *, restart: bool = False) -> tuple[Path, list[Pat
         if paths or run.resume in (None, "auto"):
             return folder, paths
     paths = _checkpoints_of(Path(str(run.resume))) if run.resume else []
-    if holds_run(folder) and not (paths and is_own(folder, paths[0])) and not (restart or run.overwrite):
+    if restart:  # what is in the folder is of the start before, which never came to a checkpoint
+        return folder, paths
+    if not (paths and is_own(folder, paths[0])) and holds_run(folder) and not run.overwrite:
         raise ValueError(
             f"{folder} already holds a run; go on with it: --run.resume auto, replace it: --run.overwrite true, "
             "or choose another --run.dir"

@@ -42,6 +42,9 @@ What a run advises when it has diverged, or has no memory left, is among them.
 LOOKED_AT = 10_000
 """Names of unlabelled pictures that tell one list from another."""
 
+SHARES = ("start_u", "ramp_u")
+"""Options of ``method`` that may be given as shares of the run."""
+
 GROUPING = ("encoder_lr", "sgc_lr", "weight_decay")
 """Options of ``optim`` that decide the optimiser's groups."""
 
@@ -53,10 +56,10 @@ def state_of(trainer: Trainer, generators: list[list[Tensor]]) -> dict[str, Any]
         "classes": trainer.data.classes,
         "background": trainer.data.background,
         "lists": trainer.lists,
+        "shares_of": trainer.shares_of,
         "step": trainer.step,
         "scored": trainer.scored,
         "skipped_steps": trainer.skipped_steps,
-        "shares_of": trainer.shares_of,
         "seconds": trainer.seconds,
         "best": trainer.best,
         "model": trainer.network.state_dict(),
@@ -73,17 +76,19 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     Raises:
         ValueError: it is of a run with another network or method, or longer than this one.
     """
-    shares_of = state.get("shares_of", state["config"]["optim"]["steps"])
-    notes = keep_start(trainer.config, state["config"]["method"], shares_of)
+    trainer.shares_of, notes = keep_start(trainer.config, state["config"], state.get("shares_of", {}))
     changes = check_same_run(trainer, path, state)
     notes = [*(f"{name} {there} -> {here}" for name, (there, here) in changes.items()), *notes]
-    if "data.short_side" in changes:
-        notes.append("with which val pictures are scored, too: the best score so far does not compare")
     if notes and trainer.fabric.is_global_zero:
         logger.warning(
             "going on from %s with changed options, %s: the result is not that of one run",
             path,
             ", ".join(notes),
+        )
+    if "data.short_side" in changes and trainer.fabric.is_global_zero:
+        logger.warning(
+            "data.short_side decides at which size val pictures are scored, too: scores, the best so far among them, "
+            "do not compare with those from here on"
         )
     if trainer.fabric.is_global_zero:
         warn_of_other_lists(trainer.lists, path, state.get("lists", {}))  # older checkpoints have none
@@ -93,7 +98,6 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     trainer.optimizer.load_state_dict(optimizer_state(trainer, state))
     trainer.step, trainer.scored, trainer.seconds = state["step"], state["scored"], state["seconds"]
     trainer.skipped_steps = state.get("skipped_steps", 0)
-    trainer.shares_of = shares_of
     if state["precision"]:  # of 16-mixed alone; a run that comes to it from another one begins with its own
         trainer.fabric.strategy.precision.load_state_dict(state["precision"])
     generators, processes = state["generators"], trainer.fabric.world_size
@@ -161,26 +165,36 @@ def optimizer_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
     return regrouped(state["optimizer"], groups, trainer.network, former, optim)
 
 
-def keep_start(config: Config, saved: dict[str, Any], theirs: int) -> list[str]:
+def keep_start(
+    config: Config, saved: dict[str, Any], shares_of: dict[str, int]
+) -> tuple[dict[str, int], list[str]]:
     """Leave ``start_u`` and ``ramp_u`` as they were where they are the same shares of another number of steps.
+
+    Such a share is not told from a number of steps that happens to be the same.
 
     Args:
         config: of the run that goes on.
-        saved: options of the method in the checkpoint.
-        theirs: steps that the shares were of when the run began, whatever it has been lengthened to since.
+        saved: the configuration of the checkpoint.
+        shares_of: for each, the steps it was a share of when it got its value, which may be fewer than those that the
+            checkpoint's run had in the end; a run goes on to more steps more than once, or again with the same command.
 
     Returns:
-        For each that stays, its name and value in words.
+        ``shares_of`` from here on, and for each that stays, what it stays, in words.
     """
-    ours = config.optim.steps
-    notes = []
-    for name in ("start_u", "ramp_u"):
-        here, there = getattr(config.method, name), saved.get(name)
-        rounding = 0.5 / ours + 0.5 / theirs
-        if there is not None and here != there and abs(here / ours - there / theirs) <= rounding:
-            setattr(config.method, name, there)
-            notes.append(f"method.{name} stays {there}")
-    return notes
+    ours, theirs = config.optim.steps, saved["optim"]["steps"]
+    kept, notes = {}, []
+    for name in SHARES:
+        kept[name] = shares_of.get(name, theirs)
+        here, there = getattr(config.method, name), saved["method"].get(name)
+        if there is None or here == there:
+            continue
+        for steps in (kept[name], theirs):
+            if abs(here / ours - there / steps) <= 0.5 / ours + 0.5 / steps:
+                kept[name] = steps
+                setattr(config.method, name, there)
+                notes.append(f"method.{name} stays {there} (not {here}, its share of {ours} steps)")
+                break
+    return kept, notes
 
 
 def saved_options(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

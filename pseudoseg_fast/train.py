@@ -25,7 +25,7 @@ from pseudoseg_fast.distributed import (
     make_fabric,
 )
 from pseudoseg_fast.finite import NotFinite
-from pseudoseg_fast.kept import LAST, steps_in
+from pseudoseg_fast.kept import go_back
 from pseudoseg_fast.memory import OutOfMemory, keep_freed_memory
 from pseudoseg_fast.run_folder import (
     clear_folder,
@@ -50,14 +50,13 @@ def train(config: Config, fabric: Fabric) -> int:
     restart = any(gather(fabric, is_restart()))
     folder, checkpoints = from_first(fabric, lambda: run_folder(config, restart=restart))
     trainer = Trainer(config, folder, fabric)
-    if checkpoints:
-        trainer.restore(checkpoints)
+    path = trainer.restore(checkpoints) if checkpoints else None
     with ExitStack() as stack:
         from_first(fabric, lambda: stack.enter_context(held(folder)))
-        go_on = bool(checkpoints) and is_own(folder, checkpoints[0])
+        go_on = path is not None and is_own(folder, path)
         from_first(fabric, lambda: prepare_folder(trainer, folder, go_on=go_on))
-        if go_on and from_first(fabric, lambda: went_on_before(folder, trainer.step)):
-            trainer.save(LAST)  # or a restart before the next checkpoint would go on where the run came from
+        if go_on and path == checkpoints[0]:  # those that could not be read stay until there is a new one
+            from_first(fabric, lambda: go_back(folder / "checkpoints", path, trainer.step))
         if fabric.is_global_zero:
             print(trainer.describe())
         return train_in(folder, trainer)
@@ -72,11 +71,6 @@ def common_options(config: Config) -> dict[str, Any]:
         for name, value in values.items()
         if f"{group}.{name}" not in own
     }
-
-
-def went_on_before(folder: Path, step: int) -> bool:
-    """Return whether the run in ``folder`` has checkpoints of later steps: this one has gone back."""
-    return any(later > step for later in steps_in(folder / "checkpoints"))
 
 
 def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
@@ -100,7 +94,7 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         try:
             trainer.fit(stop)
         except NotFinite as error:
-            said = advice(folder, run.precision, pictures="pictures:" in str(error))
+            said = advice(folder, run.precision, pictures=error.pictures)
             raise NotFinite(f"{error}\n{said}") from error
         except OutOfMemory as error:
             raise OutOfMemory(f"{error}\n{last_good(folder)}") from error

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -38,7 +38,7 @@ from pseudoseg_fast.distributed import (
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
-from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, describe, sound
+from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory, peak_memory
@@ -49,6 +49,7 @@ from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rat
 from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.run_state import (
+    SHARES,
     fingerprints,
     generator_states,
     restore_state,
@@ -58,6 +59,8 @@ from pseudoseg_fast.run_state import (
 from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.teacher import Teacher
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,7 @@ class Trainer:
         with self.fabric.rank_zero_first():
             self.data: Data = read_data(config.data, unlabeled=config.method.name == "pseudoseg")
         self.lists = fingerprints(self.data)
+        self.shares_of = dict.fromkeys(SHARES, config.optim.steps)
         self.network = self.build()
         self.teacher = Teacher(self.network, config.method.ema) if config.method.ema else None
         if config.run.compile:
@@ -135,11 +139,12 @@ class Trainer:
         self.corrupt = CorruptCounter(self.data.pictures, MAX_UNREADABLE / self.fabric.world_size)
         self.examples = Examples(config, self.data, self.network)
         method = config.method
-        weights_of_terms = (method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
-        self.watch = Watch(EXPLODED * max(1.0, *weights_of_terms))
+        weights_of_terms = (1.0, method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
+        self.watch = Watch(
+            {name: EXPLODED * max(1.0, weight) for name, weight in zip(TERMS, weights_of_terms, strict=True)}
+        )
         self.skipped = 0  # in succession
         self.skipped_steps = 0  # of the whole run
-        self.shares_of = config.optim.steps  # when the run began: what start_u and ramp_u may be shares of
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
@@ -193,6 +198,16 @@ class Trainer:
             NotFinite: a step was not sound; nothing of it was saved.
             OutOfMemory: memory has run out; the message says which batch fits.
         """
+        status = "failed"
+        try:
+            self.take_steps(stop)
+            status = "success"
+        finally:
+            for log in self.fabric.loggers:
+                log.finalize(status)
+
+    def take_steps(self, stop: StopSignal) -> None:
+        """Do what :meth:`fit` does, but for the end of the logs."""
         run, steps = self.config.run, self.config.optim.steps
         started = time.monotonic() - self.seconds
         began = self.step
@@ -253,8 +268,6 @@ class Trainer:
                         self.save(LAST)
                 if stopping:
                     break
-        for log in self.fabric.loggers:
-            log.finalize("success")
 
     def check_sound(self) -> None:
         """Look at the steps that are still under way, and at the scale that 16-mixed multiplies gradients by.
@@ -362,11 +375,11 @@ class Trainer:
 
     def if_it_fits(
         self,
-        passes: Callable[[Sequence[Batches], float], dict[str, Tensor]],
+        passes: Callable[[Sequence[Batches], float], Result],
         batches: Sequence[Batches],
         weight: float,
         when: str,
-    ) -> dict[str, Tensor]:
+    ) -> Result:
         """Return what ``passes`` does with batches and the weight of L_u.
 
         Raises:
@@ -399,23 +412,29 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(self.config.optim, self.step))
         skip = self.config.run.nonfinite == "skip"
         buffers = [buffer.clone() for buffer in self.network.buffers()] if skip else []
-        losses = self.accumulate(batches, weight)
+        losses, largest = self.accumulate(batches, weight)
         checked = None if self.config.run.precision == "16-mixed" else self.network.parameters()
-        flags = self.everywhere(sound(losses, checked, self.watch.limit))
+        flags = self.everywhere(sound(largest, checked, self.watch.limits))
         names = [batch["name"] for pair in batches for batch in pair if batch]
         if skip and not flags.all():
-            self.skip(names, losses, flags, buffers)
+            self.skip(names, largest, flags, buffers)
             return {}
         self.skipped = 0
-        self.watch.add(self.step + 1, names, losses, flags)
+        self.watch.add(self.step + 1, names, largest, flags)
         self.optimizer.step()
         average_batch_norms(self.fabric, self.network)
         if self.teacher:
             self.teacher.update(self.network, self.step)
         return losses
 
-    def accumulate(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
-        """Leave the gradient of a step in the parameters; return the loss terms of the whole step."""
+    def accumulate(
+        self, batches: Sequence[Batches], weight: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Leave the gradient of a step in the parameters.
+
+        Returns:
+            The loss terms of the whole step, and the largest of any of its passes, each over pixels of its own.
+        """
         moved = [
             (self.to_device(labeled), self.to_device(unlabeled) if unlabeled else None)
             for labeled, unlabeled in batches
@@ -426,21 +445,25 @@ class Trainer:
             share = [*shares(self.fabric, torch.stack([module.denominators(*pair) for pair in moved]))]
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
         for index, pair in enumerate(moved):
             with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
                 # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
-                losses = weigh(self.losses(*pair, weight), share[index])
+                means = self.losses(*pair, weight)
+                losses = weigh(means, share[index])
                 self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
             for name, loss in losses.items():
+                mean = means[name].detach()
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
-        return total
+                largest[name] = torch.maximum(largest[name], mean) if name in largest else mean
+        return total, largest
 
     def everywhere(self, flags: Tensor) -> Tensor:
         """Return which flags are true in all processes, which so stop, or skip, at the same step."""
         return flags if self.fabric.world_size == 1 else reduce(self.fabric, flags.float(), "mean") == 1
 
     def skip(
-        self, names: list[list[str]], losses: dict[str, Tensor], flags: Tensor, buffers: list[Tensor]
+        self, names: list[list[str]], largest: dict[str, Tensor], flags: Tensor, buffers: list[Tensor]
     ) -> None:
         """Leave out a step that is not sound: weights and running statistics stay as they were.
 
@@ -448,12 +471,12 @@ class Trainer:
             NotFinite: too many steps in succession were left out.
         """
         pictures = [name for batch in names for name in batch]
-        text = describe(self.step + 1, pictures, losses, flags, self.watch.limit)
+        error = unsound(self.step + 1, pictures, largest, flags, self.watch.limits)
         self.skipped += 1
         self.skipped_steps += 1
         if self.skipped > MAX_SKIPPED:
-            raise NotFinite(f"{self.skipped} steps in succession; {text}")
-        logger.warning("skipped %s", text)
+            raise NotFinite(f"{self.skipped} steps in succession; {error}", pictures=error.pictures)
+        logger.warning("skipped %s", error)
         self.restore_buffers(buffers)
 
     def restore_buffers(self, buffers: list[Tensor]) -> None:
@@ -520,8 +543,8 @@ class Trainer:
         else:
             checkpoint.save(self.checkpoints / name, state)
 
-    def restore(self, paths: Sequence[Path]) -> None:
-        """Go on where the run that wrote the first whole one of ``paths`` was.
+    def restore(self, paths: Sequence[Path]) -> Path:
+        """Go on where the run that wrote the first whole one of ``paths`` was; return which it is.
 
         Raises:
             ValueError: no checkpoint is whole, or it is of a run with another network or method.
@@ -538,6 +561,7 @@ class Trainer:
         check_start(self.config)  # of fewer steps than it had
         # The best of another folder is not copied, so here it is chosen anew.
         self.best = self.kept_best() if is_own(self.folder, path) else None
+        return path
 
     def kept_best(self) -> dict[str, Any] | None:
         """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from."""

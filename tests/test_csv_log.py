@@ -5,6 +5,7 @@ import csv
 import pytest
 from disk import full_disk
 
+from pseudoseg_fast import csv_log
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.csv_rows import read_rows
 
@@ -106,6 +107,25 @@ def test_rows_wait_while_they_cannot_be_written(path, caplog):
     log.finalize("success")
     (warning,) = caplog.messages
     assert warning.startswith(f"{path} cannot be written, its rows wait until it can: ")
+
+
+@pytest.mark.parametrize("columns", [["loss"], ["loss", "other"]])
+def test_a_row_that_was_written_before_the_error_is_there_once(path, monkeypatch, columns):
+    log = CsvLog(path)
+    log.log_metrics({"loss": 0.5}, 1)
+    write = csv_log.to_lines
+
+    def late(*arguments):
+        with path.open("a", newline="") as file:
+            file.write(write(*arguments))
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv_log, "to_lines", late)
+        log.log_metrics({"loss": 0.25}, 2)
+    for step in (3, 4):
+        log.log_metrics(dict.fromkeys(columns, 0.125), step)
+    assert [row["step"] for row in numbers(path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("room", [False, True])

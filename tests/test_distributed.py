@@ -18,7 +18,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pseudoseg_fast import train
-from pseudoseg_fast.children import death
+from pseudoseg_fast.children import Watcher, death
 from pseudoseg_fast.config import RunConfig, parse_config
 from pseudoseg_fast.distributed import freeze_unused, make_fabric, meet, processes
 from pseudoseg_fast.finite import NotFinite
@@ -203,7 +203,7 @@ SCRIPT = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "
 SLURM = SCRIPT | {"SLURM_STEP_ID": "0"}
 INTERACTIVE = SCRIPT | {"SLURM_STEP_ID": "4294967290"}
 SHELL = SLURM | {"SLURM_PTY_PORT": "40000"}
-FROM_A_SHELL = SHELL | {"SLURM_STEP_NUM_TASKS": "8"}
+NESTED = SHELL | {"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "8"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}
 
 
@@ -213,13 +213,14 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "
         ({}, "auto", (1, 1)),
         ({}, 2, (2, 1)),
         (SLURM, "auto", (4, 2)),
-        (FROM_A_SHELL, "auto", (4, 2)),
         (TORCHRUN, "auto", (3, 2)),
         (SLURM | TORCHRUN, 3, (3, 2)),
         (SCRIPT, "auto", (1, 1)),
         (SCRIPT, 2, (2, 1)),
         (INTERACTIVE, 2, (2, 1)),
         (SHELL, 2, (2, 1)),
+        (SHELL | {"SLURM_STEP_NUM_TASKS": "1"}, 2, (2, 1)),
+        (NESTED, "auto", (4, 2)),
     ],
 )
 def test_the_launcher_says_how_many_processes_there_are(monkeypatch, environment, devices, expected):
@@ -440,3 +441,17 @@ def test_processes_agree_on_a_word_that_a_former_start_does_not_know():
         second = pool.submit(meet, store, 1, 2)
         words = [first.result(20), second.result(20)]
     assert words[0] == words[1]
+
+
+def test_a_death_that_nobody_can_be_told_of_is_no_error(monkeypatch):
+    child = SimpleNamespace(poll=lambda: -signal.SIGKILL)
+    watcher = Watcher(SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[]))))
+    watcher.children = [child]
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", broken)
+        watcher.end(failed=True)
+    assert watcher.told == {1}

@@ -11,6 +11,7 @@ from same_runs import assert_same_runs
 
 from pseudoseg_fast import train, trainer
 from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.finite import NotFinite, Watch, sound
 from pseudoseg_fast.memory import is_out_of_memory, largest_batch
 from pseudoseg_fast.step import StepLosses
@@ -21,8 +22,8 @@ def root(tmp_path_factory):
     return tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
 
 
-def poison(monkeypatch, *steps, factor=float("nan")):
-    """Multiply the consistency loss of some steps, counted from 1, with a factor."""
+def poison(monkeypatch, *steps, factor=float("nan"), term="L_u"):
+    """Multiply a loss, the consistency loss unless told, of some steps, counted from 1, with a factor."""
     forward = StepLosses.forward
     calls = []
 
@@ -30,7 +31,7 @@ def poison(monkeypatch, *steps, factor=float("nan")):
         losses = forward(self, *arguments)
         calls.append(len(calls) + 1)
         if calls[-1] in steps:
-            losses["L_u"] = losses["L_u"] * factor
+            losses[term] = losses[term] * factor
         return losses
 
     monkeypatch.setattr(StepLosses, "forward", wrapper)
@@ -46,6 +47,16 @@ def test_a_step_that_is_not_finite_ends_the_run_with_its_pictures(root, tmp_path
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert f"the last good checkpoint is {last}, to go on from with --run.resume auto" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_rows_that_wait_are_written_when_a_run_fails(root, tmp_path, monkeypatch):
+    poison(monkeypatch, 3)
+    with monkeypatch.context() as patch:
+        write, refusals = CsvLog._write, [OSError(28, "No space left on device")] * 2
+        patch.setattr(CsvLog, "_write", lambda log: refusals.pop() if refusals else write(log))
+        changes = {"run.log_every": 1, "run.eval_every": 100, "optim.steps": 9}
+        assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    assert [row["step"] for row in tiny.log(tmp_path / "run")] == [1, 2]
 
 
 def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monkeypatch, caplog, capsys):
@@ -152,6 +163,22 @@ def test_a_term_of_a_large_weight_may_be_large(root, tmp_path):
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
 
 
+def test_each_term_has_the_limit_of_its_own_weight(root, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, 2, factor=1e5, term="L_s")
+    changes = {"method.weight_u": 1e5, "optim.lr": 1e-8}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    assert re.search(
+        r"step 2: L_s is \d\.\d+e\+05, more than the 10000 of any training, on", capsys.readouterr().err
+    )
+
+
+def test_a_share_of_a_step_does_not_count_against_the_limit(root, tmp_path, monkeypatch):
+    """As of a process with far more pixels than the others."""
+    monkeypatch.setattr(trainer, "shares", lambda fabric, denominators: torch.full_like(denominators, 2e4))
+    changes = {"optim.accumulate": 2, "optim.lr": 1e-8}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
+
+
 @pytest.mark.parametrize("interval", ["run.eval_every", "run.checkpoint_every"])
 def test_weights_that_are_not_finite_are_neither_saved_nor_the_best(root, tmp_path, capsys, interval):
     changes = {"method.name": "supervised", "optim.lr": 1e40, interval: 1}
@@ -215,7 +242,7 @@ def test_a_batch_whose_loss_is_not_finite_fits():
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
         ("could not create a primitive", True),
-        ("std::bad_alloc (originally from torch_parallel_for at a place)", True),
+        ("std::bad_alloc (originally from torch_parallel_for at ...)", True),
         ("could not create a primitive descriptor for a convolution forward propagation primitive", False),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
     ],

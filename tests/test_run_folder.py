@@ -10,8 +10,9 @@ import killing
 import pytest
 import torch
 
+from pseudoseg_fast import checkpoint
 from pseudoseg_fast.config import parse_config
-from pseudoseg_fast.kept import save_last
+from pseudoseg_fast.kept import go_back, save_last
 from pseudoseg_fast.run_folder import held, is_restart, run_folder
 
 
@@ -80,7 +81,7 @@ class TestUnderTorchrunWithRestarts:
         new, path = tmp_path / "new", folder / "checkpoints" / "step-1.ckpt"
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]
         new.mkdir()
-        (new / "config.yaml").write_text("")  # what a run writes as it begins
+        (new / "config.yaml").touch()
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]  # it had not come to a checkpoint
         save_last(new / "checkpoints", {"step": 7}, keep=1)
@@ -88,9 +89,13 @@ class TestUnderTorchrunWithRestarts:
 
     def test_a_run_goes_back_once(self, folder, monkeypatch):
         path = folder / "checkpoints" / "step-1.ckpt"
-        for count, expected in (("0", ["step-1.ckpt"]), ("1", NEWEST)):
-            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-            assert taken(folder, f"--run.resume={path}") == expected
+        assert taken(folder, f"--run.resume={path}") == ["step-1.ckpt"]
+        go_back(folder / "checkpoints", path, 1)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert taken(folder, f"--run.resume={path}") == ["last.ckpt", "step-1.ckpt"]
+        assert checkpoint.load(folder / "checkpoints" / "last.ckpt")["step"] == 1
+        save_last(folder / "checkpoints", {"step": 2}, keep=2)
+        assert taken(folder, f"--run.resume={path}") == NEWEST
 
     def test_another_runs_checkpoint_does_not_replace_a_run_at_the_first_start(self, folder, tmp_path):
         save_last(tmp_path / "new" / "checkpoints", {"step": 7}, keep=1)

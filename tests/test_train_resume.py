@@ -23,10 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pseudoseg_fast import checkpoint, train, trainer
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
-from pseudoseg_fast.kept import steps_in
 from pseudoseg_fast.report import render
 from pseudoseg_fast.run_record import read_run
-from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run
+from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run, keep_start
 from pseudoseg_fast.trainer import Trainer
 
 STEPS = 6
@@ -309,6 +308,24 @@ def test_a_run_that_goes_back_has_not_finished(root, tmp_path, monkeypatch):
     assert "not finished: step 3 of 6" in render(run)
 
 
+@pytest.mark.parametrize("name", ["step-2.ckpt", "best.ckpt"])
+def test_a_run_that_goes_back_and_dies_is_taken_up_there(root, tmp_path, monkeypatch, name):
+    folder = tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 2, "run.keep": 3})
+    assert train.main(options) == 0
+    path = folder / "checkpoints" / name
+    step, best = checkpoint.load(path)["step"], tiny.checkpoint(folder, "best")["step"]
+    if step == STEPS:
+        pytest.skip("the last step is the best")
+    with monkeypatch.context() as patch:
+        during(patch, Trainer, "training_step", 1, leave)
+        assert train.main([*options, f"--run.resume={path}"]) == 130
+    assert tiny.checkpoint(folder)["step"] == step
+    assert tiny.checkpoint(folder, "best")["step"] == best
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert tiny.checkpoint(folder)["step"] == STEPS
+
+
 def test_ctrl_c_on_a_process_with_workers(root, tmp_path, capsys):
     steps = 20
     changes = {"optim.steps": steps, "run.eval_every": 1, "data.workers": 2}
@@ -383,6 +400,7 @@ def test_what_decides_how_a_run_goes_on_may_change(root, whole, tmp_path, caplog
     for part in ("optim.lr 0.007 -> 0.001", "optim.steps 6 -> 8", "data.short_side None -> 36"):
         assert part in warning
     assert warning.count(" -> ") == len(EVERYTHING)
+    assert "data.short_side decides at which size val pictures are scored, too" in caplog.text
     assert warning.endswith("the result is not that of one run")
     state = tiny.checkpoint(folder)
     assert state["step"] == 8
@@ -413,34 +431,30 @@ def test_every_parameter_keeps_its_momentum_when_rates_and_decay_change(root, wh
 def test_unlabelled_pictures_are_used_from_the_step_on_that_a_run_of_other_steps_had(root, tmp_path, caplog):
     folder, changes = tmp_path / "run", {"optim.steps": 4, "method.start_u": 0.5, "method.ramp_u": 0.25}
     assert train.main(tiny.options(root, folder, changes)) == 0
-    again = changes | {"optim.steps": 8, "run.resume": "auto"}
-    assert train.main(tiny.options(root, folder, again)) == 0
-    assert "method.start_u stays 2, method.ramp_u stays 1: " in caplog.text
-    assert train.main(tiny.options(root, folder, again)) == 0  # the same command once more
-    for steps in (9, 10):
-        assert train.main(tiny.options(root, folder, again | {"optim.steps": steps})) == 0
-    saved = tiny.checkpoint(folder)
-    assert (saved["step"], saved["config"]["method"]["start_u"], saved["config"]["method"]["ramp_u"]) == (
-        10,
-        2,
-        1,
-    )
+    for steps in (8, 8, 12, 12):  # each twice, as the same command after a restart
+        caplog.clear()
+        again = changes | {"optim.steps": steps, "run.resume": "auto"}
+        assert train.main(tiny.options(root, folder, again)) == 0
+        said = f"method.start_u stays 2 (not {steps // 2}, its share of {steps} steps), method.ramp_u stays 1 (not "
+        assert said in caplog.text
+        state = tiny.checkpoint(folder)
+        method = state["config"]["method"]
+        assert (state["step"], method["start_u"], method["ramp_u"]) == (steps, 2, 1)
 
 
-def test_a_run_that_goes_back_leaves_its_former_course_at_once(root, whole, tmp_path, monkeypatch):
-    folder = shutil.copytree(whole, tmp_path / "run")
-    checkpoints = folder / "checkpoints"
-    best = checkpoint.load(checkpoints / "best.ckpt")["step"]
-    assert max(steps_in(checkpoints)) > best
-
-    def lost(self, stop):
-        raise RuntimeError("killed")
-
-    monkeypatch.setattr(Trainer, "fit", lost)
-    back = CHANGES | {"run.resume": checkpoints / "best.ckpt"}
-    assert train.main(tiny.options(root, folder, back)) == 2
-    assert [*steps_in(checkpoints)] == [best]
-    assert tiny.checkpoint(folder)["step"] == best
+def test_the_share_that_a_run_went_on_with_is_known_like_its_first(tmp_path):
+    config = from_dict({"data": {"root": "photos"}, "optim": {"steps": 1000}, "method": {"start_u": 0.4}})
+    saved, shares_of = to_dict(config), {}
+    for steps, share in ((2000, 0.2), (3000, 0.2), (3000, 0.2), (4000, 0.2)):
+        config = from_dict(
+            {"data": {"root": "photos"}, "optim": {"steps": steps}, "method": {"start_u": share}}
+        )
+        shares_of, _ = keep_start(config, saved, shares_of)
+        assert config.method.start_u == 400
+        saved = to_dict(config)
+    config.method.start_u = 500
+    keep_start(config, saved, shares_of)
+    assert config.method.start_u == 500
 
 
 def test_a_run_does_not_go_on_to_fewer_steps_than_it_has_taken(root, whole, capsys):
