@@ -25,6 +25,7 @@ from bench.protocols import write_voc
 from bench.research_loop import research_loss, research_step, research_update
 from pseudoseg_fast import backends
 from pseudoseg_fast.backends import eager
+from pseudoseg_fast.batches import to_device
 from pseudoseg_fast.config import Config, parse_config
 from pseudoseg_fast.finite import sound
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
@@ -117,8 +118,9 @@ def test_step(
         monkeypatch.setattr(backends, "BACKENDS", {"eager": eager})
     trainer = Trainer(config, tmp_path / "run")
     fresh = next(iter(labeled_loader(config, trainer.data, trainer.network, 0)))
-    labeled = trainer.to_device(fresh)
-    unlabeled = trainer.to_device(next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0))))
+    labeled = to_device(fresh, trainer.fabric.device)
+    unlabeled = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
+    unlabeled = to_device(unlabeled, trainer.fabric.device)
     # As batches come from the loader, for the trainer; on the device already, as the research loop has them.
     pair = ({**labeled, "name": fresh["name"]}, {**unlabeled, "name": fresh["name"]})
     if loop.startswith("research"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pseudoseg_fast.config import Config
@@ -16,6 +17,15 @@ from pseudoseg_fast.step import has_batch_norm
 
 Batches = tuple[dict[str, Any], dict[str, Any] | None]
 """Labelled and unlabelled batch of one forward pass."""
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the tensors of a batch on a device, without waiting for them."""
+    return {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def smallest_passes(config: Config) -> dict[str, int]:

@@ -31,7 +31,7 @@ class _Pending:
     """A step whose result may still be under way."""
 
     step: int
-    names: list[str]
+    names: Sequence[str]
     losses: dict[str, Tensor]
     flags: Tensor
     event: torch.cuda.Event | None
@@ -61,9 +61,7 @@ class Watch:
         self.limits = limits
         self.pending: deque[_Pending] = deque()
 
-    def add(
-        self, step: int, names: Iterable[Sequence[str]], losses: dict[str, Tensor], flags: Tensor
-    ) -> None:
+    def add(self, step: int, names: Sequence[str], losses: dict[str, Tensor], flags: Tensor) -> None:
         """Note a step.
 
         Args:
@@ -80,7 +78,7 @@ class Watch:
             flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self.pending.append(_Pending(step, [name for batch in names for name in batch], losses, flags, event))
+        self.pending.append(_Pending(step, names, losses, flags, event))
         self.check(LAG if event else 0)
 
     def check(self, lag: int = 0) -> None:

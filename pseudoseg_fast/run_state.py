@@ -59,7 +59,7 @@ def state_of(trainer: Trainer, generators: list[list[Tensor]]) -> dict[str, Any]
         "shares_of": trainer.shares_of,
         "step": trainer.step,
         "scored": trainer.scored,
-        "skipped_steps": trainer.skipped_steps,
+        "skipped_steps": trainer.stepper.skipped_steps,
         "seconds": trainer.seconds,
         "best": trainer.best,
         "model": trainer.network.state_dict(),
@@ -97,7 +97,7 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
         trainer.teacher.model.load_state_dict(state["teacher"])
     trainer.optimizer.load_state_dict(optimizer_state(trainer, state))
     trainer.step, trainer.scored, trainer.seconds = state["step"], state["scored"], state["seconds"]
-    trainer.skipped_steps = state.get("skipped_steps", 0)
+    trainer.stepper.skipped_steps = state.get("skipped_steps", 0)
     if state["precision"]:  # of 16-mixed alone; a run that comes to it from another one begins with its own
         trainer.fabric.strategy.precision.load_state_dict(state["precision"])
     generators, processes = state["generators"], trainer.fabric.world_size

@@ -30,13 +30,13 @@ def write_summary(trainer: Trainer, folder: Path) -> None:
         raise RuntimeError("a summary needs scores: call it after the last step has been evaluated")
     result = {
         "steps": trainer.step,
-        "skipped_steps": trainer.skipped_steps,
+        "skipped_steps": trainer.stepper.skipped_steps,
         "seconds": round(trainer.seconds, 1),
         "miou": {"best": known(best["miou"]), "best_step": best["step"], "last": known(scores.miou)},
         "iou": {name: known(iou) for name, iou in zip(scores.classes, scores.iou, strict=True)},
     }
     replace_text(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(describe(scores, best, trainer.seconds, trainer.skipped_steps))
+    print(describe(scores, best, trainer.seconds, trainer.stepper.skipped_steps))
     written = {}
     if trainer.config.data.root == DEMO:
         written["map"] = folder / "map.png"

@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,36 +16,33 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.batches import Batches, check_norms, what_fits
+from pseudoseg_fast.batches import Batches, check_norms
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
-from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.depthwise import use_depthwise_kernels
 from pseudoseg_fast.distributed import (
     Agreement,
-    average_batch_norms,
     freeze_unused,
     from_first,
     gather,
     make_fabric,
     reduce,
-    shares,
 )
 from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
-from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
+from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
-from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory, peak_memory
+from pseudoseg_fast.memory import peak_memory
 from pseudoseg_fast.method import class_weights
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import build_network
-from pseudoseg_fast.optim import learning_rate, make_optimizer, set_learning_rate
+from pseudoseg_fast.optim import learning_rate, make_optimizer
 from pseudoseg_fast.progress import Progress, say
 from pseudoseg_fast.run_folder import is_own
 from pseudoseg_fast.run_state import (
@@ -56,16 +53,12 @@ from pseudoseg_fast.run_state import (
     set_generator_states,
     state_of,
 )
-from pseudoseg_fast.step import TERMS, StepLosses
+from pseudoseg_fast.step import StepLosses
+from pseudoseg_fast.stepper import Stepper
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.teacher import Teacher
 
-Result = TypeVar("Result")
-
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED = 20
-"""Steps in succession that may be left out for not being sound."""
 
 
 def check_start(config: Config) -> None:
@@ -130,6 +123,7 @@ class Trainer:
             tag_frequency(self.data).to(device) if self.data.tags else None,
         )
         self.losses, self.optimizer = self.fabric.setup(losses, make_optimizer(self.network, config.optim))
+        self.stepper = Stepper(config, self.fabric, self.network, self.teacher, self.losses, self.optimizer)
         if self.fabric.global_rank:
             torch.manual_seed(mix(config.run.seed, self.fabric.global_rank))  # for what is drawn in a step
         # Made again when training begins; what they refuse is refused before the folder is touched.
@@ -138,13 +132,6 @@ class Trainer:
             unlabeled_loader(config, self.data, self.network, 0)
         self.corrupt = CorruptCounter(self.data.pictures, MAX_UNREADABLE / self.fabric.world_size)
         self.examples = Examples(config, self.data, self.network)
-        method = config.method
-        weights_of_terms = (1.0, method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
-        self.watch = Watch(
-            {name: EXPLODED * max(1.0, weight) for name, weight in zip(TERMS, weights_of_terms, strict=True)}
-        )
-        self.skipped = 0  # in succession
-        self.skipped_steps = 0  # of the whole run
         self.step = 0
         self.seconds = 0.0
         self.scored = 0
@@ -216,7 +203,7 @@ class Trainer:
         agreement = Agreement(self.fabric)
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
-            self.check_weights()
+            self.stepper.check_weights(self.step)
             self.evaluate()
             self.save(LAST)
         with Progress(steps, self.step, shown=self.fabric.is_global_zero) as progress:
@@ -231,7 +218,7 @@ class Trainer:
                         unlabeled_loader(self.config, self.data, self.network, self.step, **self.rank)
                     )
                 batches = self.next_batches(labeled, unlabeled if weight else None)
-                losses = self.step_that_fits(batches, weight)
+                losses = self.training_step(batches, weight)
                 progress.add(losses, *(batch for pair in batches for batch in pair))
                 self.step += 1
                 self.seconds = time.monotonic() - started
@@ -240,7 +227,8 @@ class Trainer:
                 saving = finished or self.step % run.checkpoint_every == 0
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
-                    self.check_sound()  # nothing of a step that is not sound is evaluated or saved
+                    # Nothing of a step that is not sound is evaluated or saved.
+                    self.stepper.check_steps(self.step)
                     if evaluating:
                         self.check_progress(self.step - began)
                     values = self.mean_over_processes(progress.read()) | {
@@ -249,13 +237,13 @@ class Trainer:
                         "memory_MiB": peak_memory(self.fabric.device),
                     }
                     if run.nonfinite == "skip":
-                        values["skipped_steps"] = self.skipped_steps
+                        values["skipped_steps"] = self.stepper.skipped_steps
                     self.fabric.log_dict(
                         {f"train/{name}": value for name, value in values.items()}, self.step
                     )
                     progress.show(values)
                 if evaluating or saving or stopping:
-                    self.check_weights()
+                    self.stepper.check_weights(self.step)
                 if saving or stopping:
                     self.save(LAST)  # before an evaluation, which may fail; a run goes on from here with that
                 if finished or (evaluating and not stopping):
@@ -269,19 +257,6 @@ class Trainer:
                 if stopping:
                     break
 
-    def check_sound(self) -> None:
-        """Look at the steps that are still under way, and at the scale that 16-mixed multiplies gradients by.
-
-        Raises:
-            NotFinite: a step was not sound, or gradients overflow at any scale.
-        """
-        self.watch.check()
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        if scaler is not None and scaler.get_scale() < 1:
-            raise NotFinite(
-                f"step {self.step}: gradients are not finite at any scale that half precision was tried with"
-            )
-
     def check_progress(self, taken: int) -> None:
         """Look whether there is anything to evaluate after so many steps of this process.
 
@@ -291,25 +266,9 @@ class Trainer:
         every = self.config.run.eval_every
         interval = min(self.step % every or every, taken)
         last = self.step == self.config.optim.steps and interval == taken
-        if self.skipped >= interval and (interval > 1 or last):
+        if self.stepper.skipped >= interval and (interval > 1 or last):
             raise NotFinite(
                 f"step {self.step}: none of the last {interval} steps was sound, all were left out"
-            )
-
-    def check_weights(self) -> None:
-        """Look at all that a checkpoint is good for: a step may have left it not finite although its loss was.
-
-        Raises:
-            NotFinite: in all processes: weights, running statistics or their moving average are not finite.
-        """
-        tensors = dict(self.network.state_dict())
-        if self.teacher:
-            tensors |= {f"teacher.{name}": value for name, value in self.teacher.model.state_dict().items()}
-        if not self.everywhere(all_finite(tensors.values())):
-            wrong = [name for name, value in tensors.items() if not value.isfinite().all()]
-            raise NotFinite(
-                f"step {self.step}: weights or running statistics are not finite, which are in no checkpoint:\n"
-                + shorten(wrong or ["those of another process"])
             )
 
     def mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
@@ -347,151 +306,29 @@ class Trainer:
         return self.fabric.device.type == "cuda" and later and not isinstance(self.data.unlabeled, Stream)
 
     def rehearse(self) -> None:
-        """Take the passes of a step with unlabelled pictures; leave all as it was, but for the memory that they need.
+        """Make the passes of a step with unlabelled pictures; leave all as it was, but for the memory that they need.
 
         Raises:
             OutOfMemory: memory has run out; the message says which batch fits.
         """
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, workers=0))
-        states, buffers = generator_states(), [buffer.clone() for buffer in self.network.buffers()]
+        states = generator_states()
         labeled, unlabeled = (
             next(iter(load(config, self.data, self.network, self.step, **self.rank)))
             for load in (labeled_loader, unlabeled_loader)
         )
-        weight = self.config.method.weight_u
-        self.losses.train()
-        when = f"in a rehearsal of step {self.config.method.start_u + 1}"
-        self.if_it_fits(self.accumulate, [(labeled, unlabeled)], weight, when)
-        self.restore_buffers(buffers)
+        method = self.config.method
+        self.stepper.rehearse(int(method.start_u) + 1, (labeled, unlabeled), method.weight_u)
         set_generator_states(states)
 
-    def step_that_fits(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
-        """Take one step, see :meth:`training_step`.
-
-        Raises:
-            OutOfMemory: memory has run out; the message says which batch fits.
-        """
-        return self.if_it_fits(self.training_step, batches, weight, f"at step {self.step + 1}")
-
-    def if_it_fits(
-        self,
-        passes: Callable[[Sequence[Batches], float], Result],
-        batches: Sequence[Batches],
-        weight: float,
-        when: str,
-    ) -> Result:
-        """Return what ``passes`` does with batches and the weight of L_u.
-
-        Raises:
-            OutOfMemory: memory has run out; the message says ``when``, and which batch fits.
-        """
-        try:
-            return passes(batches, weight)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).split("\n")[0]
-        # Here the failed step's tensors are free: the error held on to them.
-        trial = None if self.fabric.world_size > 1 else lambda pair: self.training_step([pair], weight)
-        remedy = what_fits(batches[0], self.config, trial)
-        raise OutOfMemory(f"out of memory {when}, {remedy} ({reason})")
-
     def training_step(self, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
-        """Take one step; return its loss terms as tensors on the device, so that nothing waits for them.
-
-        A step that is left out for not being sound has no terms.
+        """Take one step and return its loss terms, see :meth:`Stepper.take`.
 
         Args:
             batches: labelled and unlabelled batch of each pass.
             weight: of L_u.
-
-        Raises:
-            NotFinite: an earlier step, or on the CPU this one, was not sound.
         """
-        self.losses.train()
-        set_learning_rate(self.optimizer, learning_rate(self.config.optim, self.step))
-        skip = self.config.run.nonfinite == "skip"
-        buffers = [buffer.clone() for buffer in self.network.buffers()] if skip else []
-        losses, largest = self.accumulate(batches, weight)
-        checked = None if self.config.run.precision == "16-mixed" else self.network.parameters()
-        flags = self.everywhere(sound(largest, checked, self.watch.limits))
-        names = [batch["name"] for pair in batches for batch in pair if batch]
-        if skip and not flags.all():
-            self.skip(names, largest, flags, buffers)
-            return {}
-        self.skipped = 0
-        self.watch.add(self.step + 1, names, largest, flags)
-        self.optimizer.step()
-        average_batch_norms(self.fabric, self.network)
-        if self.teacher:
-            self.teacher.update(self.network, self.step)
-        return losses
-
-    def accumulate(
-        self, batches: Sequence[Batches], weight: float
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Leave the gradient of a step in the parameters.
-
-        Returns:
-            The loss terms of the whole step, and the largest of any of its passes, each over pixels of its own.
-        """
-        moved = [
-            (self.to_device(labeled), self.to_device(unlabeled) if unlabeled else None)
-            for labeled, unlabeled in batches
-        ]
-        share: list[Tensor | None] = [None] * len(moved)
-        if len(moved) * self.fabric.world_size > 1:
-            module = self.losses.module
-            share = [*shares(self.fabric, torch.stack([module.denominators(*pair) for pair in moved]))]
-        self.optimizer.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        largest: dict[str, Tensor] = {}
-        for index, pair in enumerate(moved):
-            with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
-                # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
-                means = self.losses(*pair, weight)
-                losses = weigh(means, share[index])
-                self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
-            for name, loss in losses.items():
-                mean = means[name].detach()
-                total[name] = total[name] + loss.detach() if name in total else loss.detach()
-                largest[name] = torch.maximum(largest[name], mean) if name in largest else mean
-        return total, largest
-
-    def everywhere(self, flags: Tensor) -> Tensor:
-        """Return which flags are true in all processes, which so stop, or skip, at the same step."""
-        return flags if self.fabric.world_size == 1 else reduce(self.fabric, flags.float(), "mean") == 1
-
-    def skip(
-        self, names: list[list[str]], largest: dict[str, Tensor], flags: Tensor, buffers: list[Tensor]
-    ) -> None:
-        """Leave out a step that is not sound: weights and running statistics stay as they were.
-
-        Raises:
-            NotFinite: too many steps in succession were left out.
-        """
-        pictures = [name for batch in names for name in batch]
-        error = unsound(self.step + 1, pictures, largest, flags, self.watch.limits)
-        self.skipped += 1
-        self.skipped_steps += 1
-        if self.skipped > MAX_SKIPPED:
-            raise NotFinite(f"{self.skipped} steps in succession; {error}", pictures=error.pictures)
-        logger.warning("skipped %s", error)
-        self.restore_buffers(buffers)
-
-    def restore_buffers(self, buffers: list[Tensor]) -> None:
-        """Forget a step that is not taken: its running statistics and its gradient."""
-        for buffer, former in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(former)
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the tensors of a batch on the device, without waiting for them."""
-        return {
-            name: value.to(self.fabric.device, non_blocking=True)
-            for name, value in batch.items()
-            if isinstance(value, Tensor)
-        }
+        return self.stepper.take(self.step, batches, weight)
 
     def evaluate(self) -> None:
         """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
@@ -572,10 +409,3 @@ class Trainer:
         except ValueError as error:
             logger.warning("%s; the best is chosen anew", error)
             return None
-
-
-def weigh(losses: dict[str, Tensor], share: Tensor | None) -> dict[str, Tensor]:
-    """Return loss terms times their shares, see :func:`shares`; None leaves them as they are."""
-    if share is None:
-        return losses
-    return {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}

@@ -9,7 +9,7 @@ import tiny
 import torch
 from same_runs import assert_same_runs
 
-from pseudoseg_fast import train, trainer
+from pseudoseg_fast import stepper, train, trainer
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.finite import NotFinite, Watch, sound
@@ -77,7 +77,7 @@ def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monke
 
 
 def test_steps_are_not_left_out_for_ever(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 1)
+    monkeypatch.setattr(stepper, "MAX_SKIPPED", 1)
     poison(monkeypatch, 1, 3, 4)
     changes = {"run.nonfinite": "skip", "optim.steps": 9}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
@@ -126,7 +126,7 @@ def test_an_infinite_gradient_is_found_although_the_losses_are_finite():
     assert sound(losses, [parameter]).tolist() == [True, False]
     watch = Watch()
     with pytest.raises(NotFinite, match="step 7: the losses are finite, but the gradient is not"):
-        watch.add(7, [["a.png"]], losses, sound(losses, [parameter]))
+        watch.add(7, ["a.png"], losses, sound(losses, [parameter]))
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1e3, 0), (1e5, 2)])
@@ -174,7 +174,7 @@ def test_each_term_has_the_limit_of_its_own_weight(root, tmp_path, monkeypatch, 
 
 def test_a_share_of_a_step_does_not_count_against_the_limit(root, tmp_path, monkeypatch):
     """As of a process with far more pixels than the others."""
-    monkeypatch.setattr(trainer, "shares", lambda fabric, denominators: torch.full_like(denominators, 2e4))
+    monkeypatch.setattr(stepper, "shares", lambda fabric, denominators: torch.full_like(denominators, 2e4))
     changes = {"optim.accumulate": 2, "optim.lr": 1e-8}
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 0
 
@@ -194,13 +194,13 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_the_best(root, tmp_pa
 def test_all_that_a_checkpoint_is_good_for_is_looked_at(root, tmp_path, owner, kind):
     config = parse_config(tiny.options(root, tmp_path / "run", {"method.ema": 0.9}), "", "")
     ours = trainer.Trainer(config, tmp_path / "run")
-    ours.check_weights()
+    ours.stepper.check_weights(0)
     model = ours.network if owner == "network" else ours.teacher.model
     value = [tensor for tensor in getattr(model, kind)() if tensor.is_floating_point()][-1]
     with torch.no_grad():
         value.view(-1)[-1] = float("inf")
     with pytest.raises(NotFinite, match=r"step 0: weights or running statistics are not finite"):
-        ours.check_weights()
+        ours.stepper.check_weights(0)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 16])

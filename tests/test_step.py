@@ -11,7 +11,7 @@ from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.pseudo_labels import pseudo_label
 from pseudoseg_fast.sgc import resize_valid
 from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
-from pseudoseg_fast.trainer import weigh
+from pseudoseg_fast.stepper import weigh
 
 CLASSES, SIDE = 3, 32
 

@@ -49,7 +49,7 @@ def test_a_step_waits_for_nothing(root, tmp_path, changes):
             trainer.training_step(batch, 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    trainer.watch.check()
+    trainer.stepper.watch.check()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

@@ -1,0 +1,251 @@
+"""The steps of a run: gradients of their passes, and what to do with a step that is not sound or does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pseudoseg_fast.batches import Batches, to_device, what_fits
+from pseudoseg_fast.config import Config
+from pseudoseg_fast.data.lists import shorten
+from pseudoseg_fast.distributed import average_batch_norms, reduce, shares
+from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
+from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
+from pseudoseg_fast.method import MethodConfig
+from pseudoseg_fast.network import Network
+from pseudoseg_fast.optim import learning_rate, set_learning_rate
+from pseudoseg_fast.step import TERMS, StepLosses
+from pseudoseg_fast.teacher import Teacher
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED = 20
+"""Steps in succession that may be left out for not being sound."""
+
+
+class Stepper:
+    """Takes steps: a batch or several in, new weights and their moving average out, or the step left out.
+
+    Args:
+        config: of the run.
+        fabric: of its processes.
+        network: learns.
+        teacher: its moving average, if there is one.
+        losses: turns the batches of a pass into loss terms, :class:`~pseudoseg_fast.step.StepLosses` as set up.
+        optimizer: of the network's parameters, as set up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fabric: Fabric,
+        network: Network,
+        teacher: Teacher | None,
+        losses: _FabricModule,
+        optimizer: Optimizer,
+    ) -> None:
+        self.config = config
+        self.fabric = fabric
+        self.network = network
+        self.teacher = teacher
+        self.losses = losses
+        self.optimizer = optimizer
+        self.watch = Watch(limits(config.method))
+        self.skipped = 0
+        """Steps left out in succession, up to the last."""
+        self.skipped_steps = 0
+        """Steps left out in the whole run."""
+
+    def take(self, step: int, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
+        """Take a step; return its loss terms as tensors on the device, so that nothing waits for them.
+
+        A step that is left out for not being sound has no terms.
+
+        Args:
+            step: how many were taken before.
+            batches: labelled and unlabelled batch of each pass.
+            weight: of L_u.
+
+        Raises:
+            NotFinite: an earlier step, or on the CPU this one, was not sound.
+            OutOfMemory: memory has run out; the message says which batch fits.
+        """
+
+        def attempt(batches: Sequence[Batches]) -> dict[str, Tensor]:
+            return self._take(step, batches, weight)
+
+        return self._if_it_fits(attempt, batches, f"at step {step + 1}")
+
+    def rehearse(self, step: int, pair: Batches, weight: float) -> None:
+        """Make the gradient of a pass, for the memory that it needs; of the run only random generators move on.
+
+        Args:
+            step: which is rehearsed, counted from 1.
+            pair: batches of the pass.
+            weight: of L_u.
+
+        Raises:
+            OutOfMemory: memory has run out; the message says which batch fits.
+        """
+        buffers = self._buffers()
+        self.losses.train()
+        self._if_it_fits(
+            lambda batches: self._accumulate(batches, weight), [pair], f"in a rehearsal of step {step}"
+        )
+        self._forget(buffers)
+
+    def check_steps(self, step: int) -> None:
+        """Look at the steps that are still under way, and at the scale that 16-mixed multiplies gradients by.
+
+        Args:
+            step: how many were taken.
+
+        Raises:
+            NotFinite: one was not sound, or gradients overflow at any scale.
+        """
+        self.watch.check()
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and scaler.get_scale() < 1:
+            raise NotFinite(
+                f"step {step}: gradients are not finite at any scale that half precision was tried with"
+            )
+
+    def check_weights(self, step: int) -> None:
+        """Look at all that a checkpoint is good for: a step may have left it not finite although its loss was.
+
+        Args:
+            step: how many were taken.
+
+        Raises:
+            NotFinite: in all processes: weights, running statistics or their moving average are not finite.
+        """
+        tensors = dict(self.network.state_dict())
+        if self.teacher:
+            tensors |= {f"teacher.{name}": value for name, value in self.teacher.model.state_dict().items()}
+        if not self._everywhere(all_finite(tensors.values())):
+            wrong = [name for name, value in tensors.items() if not value.isfinite().all()]
+            raise NotFinite(
+                f"step {step}: weights or running statistics are not finite, which are in no checkpoint:\n"
+                + shorten(wrong or ["those of another process"])
+            )
+
+    def _take(self, step: int, batches: Sequence[Batches], weight: float) -> dict[str, Tensor]:
+        """Do what :meth:`take` does where memory suffices."""
+        self.losses.train()
+        set_learning_rate(self.optimizer, learning_rate(self.config.optim, step))
+        skip = self.config.run.nonfinite == "skip"
+        buffers = self._buffers() if skip else []
+        losses, largest = self._accumulate(batches, weight)
+        checked = None if self.config.run.precision == "16-mixed" else self.network.parameters()
+        flags = self._everywhere(sound(largest, checked, self.watch.limits))
+        names = [name for pair in batches for batch in pair if batch for name in batch["name"]]
+        if skip and not flags.all():
+            self._skip(unsound(step + 1, names, largest, flags, self.watch.limits))
+            self._forget(buffers)
+            return {}
+        self.skipped = 0
+        self.watch.add(step + 1, names, largest, flags)
+        self.optimizer.step()
+        average_batch_norms(self.fabric, self.network)
+        if self.teacher:
+            self.teacher.update(self.network, step)
+        return losses
+
+    def _if_it_fits(
+        self, attempt: Callable[[Sequence[Batches]], Result], batches: Sequence[Batches], when: str
+    ) -> Result:
+        """Return what ``attempt`` does with batches.
+
+        Raises:
+            OutOfMemory: memory has run out; the message says ``when``, and which batch fits.
+        """
+        try:
+            return attempt(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).split("\n")[0]
+        # Here the failed attempt's tensors are free: the error held on to them.
+        trial = None if self.fabric.world_size > 1 else lambda pair: attempt([pair])
+        remedy = what_fits(batches[0], self.config, trial)
+        raise OutOfMemory(f"out of memory {when}, {remedy} ({reason})")
+
+    def _accumulate(
+        self, batches: Sequence[Batches], weight: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Leave the gradient of a step in the parameters.
+
+        Returns:
+            The loss terms of the whole step, and the largest of any of its passes, each over pixels of its own.
+        """
+        device = self.fabric.device
+        moved = [
+            (to_device(labeled, device), to_device(unlabeled, device) if unlabeled else None)
+            for labeled, unlabeled in batches
+        ]
+        share: list[Tensor | None] = [None] * len(moved)
+        if len(moved) * self.fabric.world_size > 1:
+            module = cast(StepLosses, self.losses.module)
+            share = [*shares(self.fabric, torch.stack([module.denominators(*pair) for pair in moved]))]
+        self.optimizer.zero_grad(set_to_none=True)
+        total: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
+        for index, pair in enumerate(moved):
+            with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
+                # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
+                means = self.losses(*pair, weight)
+                losses = weigh(means, share[index])
+                self.fabric.backward(sum(losses.values(), torch.zeros((), device=device)))
+            for name, loss in losses.items():
+                mean = means[name].detach()
+                total[name] = total[name] + loss.detach() if name in total else loss.detach()
+                largest[name] = torch.maximum(largest[name], mean) if name in largest else mean
+        return total, largest
+
+    def _everywhere(self, flags: Tensor) -> Tensor:
+        """Return which flags are true in all processes, which so stop, or skip, at the same step."""
+        return flags if self.fabric.world_size == 1 else reduce(self.fabric, flags.float(), "mean") == 1
+
+    def _skip(self, error: NotFinite) -> None:
+        """Count a step that is left out.
+
+        Raises:
+            NotFinite: too many in succession were.
+        """
+        self.skipped += 1
+        self.skipped_steps += 1
+        if self.skipped > MAX_SKIPPED:
+            raise NotFinite(f"{self.skipped} steps in succession; {error}", pictures=error.pictures)
+        logger.warning("skipped %s", error)
+
+    def _buffers(self) -> list[Tensor]:
+        """Return copies of what a forward pass changes: running statistics."""
+        return [buffer.clone() for buffer in self.network.buffers()]
+
+    def _forget(self, buffers: Sequence[Tensor]) -> None:
+        """Forget a step that is not taken: its gradient, and its running statistics for the former ``buffers``."""
+        for buffer, former in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(former)
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def limits(method: MethodConfig) -> dict[str, float]:
+    """Return above which value each loss term is no training, see :data:`~pseudoseg_fast.finite.EXPLODED`."""
+    weights = (1.0, method.weight_dice, method.weight_sa, method.weight_x, method.weight_u)
+    return {name: EXPLODED * max(1.0, weight) for name, weight in zip(TERMS, weights, strict=True)}
+
+
+def weigh(losses: dict[str, Tensor], share: Tensor | None) -> dict[str, Tensor]:
+    """Return loss terms times their shares, see :func:`~pseudoseg_fast.distributed.shares`; None changes nothing."""
+    if share is None:
+        return losses
+    return {name: loss * share[TERMS.index(name)] for name, loss in losses.items()}
