@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -186,7 +189,21 @@ def start_worker(worker: int) -> None:
 
     Pictures come and go in a worker as activations do in training: it keeps their memory, too.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
+    for number in (signal.SIGINT, HANGUP):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey_main_process, daemon=True).start()
     keep_freed_memory()
+
+
+def obey_main_process() -> None:
+    """End this process at the SIGTERM of the one that started it, which waits for that; others' are not for it.
+
+    A main process that an exception ends, such as Ctrl-C, may never get to telling its loaders to end their workers.
+    """
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
