@@ -163,8 +163,11 @@ def project_cam(refined: Tensor, projection: Tensor, shift: Tensor, *, backgroun
         if background:
             refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
         projected = refined @ projection.to(refined.dtype).mT
-        variance, mean = torch.var_mean(projected, dim=(0, 1), correction=0)
-        return (projected - mean) * torch.rsqrt(variance + BATCH_NORM_EPS) + shift.to(refined.dtype)
+        centered = projected - projected.mean((0, 1))
+        variance = centered.square().mean(
+            (0, 1)
+        )  # not torch.var_mean, which torch 2.10 cannot export to ONNX
+        return centered * torch.rsqrt(variance + BATCH_NORM_EPS) + shift.to(refined.dtype)
 
 
 def pseudo_label(
