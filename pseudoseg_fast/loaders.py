@@ -53,9 +53,13 @@ class WithTags:
 
 
 def tag_frequency(data: Data) -> Tensor:
-    """Return the share of the tagged pictures that has each of the K foreground classes, [K] float32."""
-    shares = data.tags.shares()
-    return torch.tensor([shares[index] for index in foreground_classes(len(data.classes), data.background)])
+    """Return the share of the tagged pictures that has each of the K foreground classes, [K] float32.
+
+    A class that none of them has counts as if one had it: a labelled picture may show it.
+    """
+    shares, least = data.tags.shares(), 1 / len(data.tags)
+    foreground = foreground_classes(len(data.classes), data.background)
+    return torch.tensor([max(shares[index], least) for index in foreground])
 
 
 def labeled_loader(

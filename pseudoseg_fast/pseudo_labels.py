@@ -80,7 +80,7 @@ def exclude_untagged(
         weak: outputs of the weak view with SGC logits, C classes.
         image_labels: [B, K] float tags; rows of NaN have none, and nothing changes there.
         background: id of the background class, which is never ruled out, or None.
-        frequency: [K], share of the tagged pictures that have each class; None: all alike.
+        frequency: [K], share of the tagged pictures that have each class, above 0 where it is tagged; None: all alike.
     """
     if weak.sgc_logits is None:
         raise ValueError("the weak view's outputs need SGC logits, got None: call the network with sgc=True")

@@ -1,5 +1,7 @@
 """The pictures that a run draws at its evaluations."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tiny
@@ -108,6 +110,17 @@ def test_tags_that_unlabelled_pictures_have_are_taken_from_the_masks(make, root)
         labelled = np.concatenate(panels["fused label"])
         assert (labelled == square).all(2).any() != absent
         assert (np.concatenate(panels["decoder"]) == square).all(2).any()
+
+
+def test_a_class_that_no_tag_names_has_a_label_where_it_is(make, root):
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc", "images/2.png,disc"])
+    changes = {"method.image_labels": True, "method.exclude_untagged": True, "method.norm": "none"}
+    examples, network = make(changes | {"data.tags": "tags.csv"})
+    assert examples.frequency.tolist() == [1.0, 0.5]  # as if one picture had a square
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        panels = examples.panels(network)
+    assert all((confidence >= 255 // 3).all() for confidence in panels["confidence"])
 
 
 def test_a_supervised_run_has_no_label_to_show(make):
