@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -79,6 +80,8 @@ def test_odd_sizes(tmp_path, size):
 
 @pytest.mark.parametrize("mode", ["LA", "CMYK", "YCbCr"])
 def test_masks_of_a_wrong_mode(tmp_path, mode):
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 12:
+        pytest.skip("Pillow before 12 takes such a file for one that is cut off")
     Image.new(mode, (3, 2)).save(tmp_path / "m.tif")
     with pytest.raises(DataError, match=rf"m.tif is a colour picture \(mode {mode}\)"):
         read_mask(tmp_path / "m.tif", Labels(2))
