@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,14 +229,11 @@ def pools() -> list[list[str]]:
 
 
 TABLES: dict[str, Table] = {
-    "accuracy-demo": lambda: accuracy("demo"),
-    "accuracy-ccp": lambda: accuracy("ccp"),
-    "accuracy-ccp-former": lambda: accuracy("ccp-former"),
-    "accuracy-ccp-1200": lambda: accuracy("ccp-1200"),
-    "accuracy-additions": lambda: accuracy("additions"),
-    "accuracy-ablation": lambda: accuracy("ablation"),
+    **{
+        path.stem: partial(accuracy, path.stem.removeprefix("accuracy-"))
+        for path in RESULTS.glob("accuracy-*.jsonl")
+    },
     "labels-ccp": lambda: labels("ccp"),
-    "accuracy-tuning": lambda: accuracy("tuning"),
     "kernels": kernels,
     "floors": floors,
     "depthwise": depthwise,
