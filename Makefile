@@ -1,17 +1,24 @@
 # Two commands for newcomers: make train, make test. All they install goes into $(VENV).
 VENV ?= .venv
 PYTHON ?= python3
+OLDEST ?= 3.10
 BIN := $(VENV)/bin
 SOURCES := pseudoseg_fast kernels tests tools bench setup.py
 CPP := $(wildcard csrc/*.* csrc/cuda/* tests/shim/*.h tests/shim/*.cpp)
 
-.PHONY: train test check format clean
+.PHONY: train test oldest check format clean
 
 train: $(VENV)/demo
 	$(BIN)/python -m pseudoseg_fast.train --config demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest
+
+# The suite with the oldest Python and libraries that pyproject.toml admits; needs uv.
+oldest:
+	uv venv --quiet --python $(OLDEST) $(VENV)-oldest
+	uv pip install --quiet --python $(VENV)-oldest/bin/python --resolution lowest-direct --editable '.[test,tiff]'
+	$(VENV)-oldest/bin/python -m pytest
 
 check: $(VENV)/dev
 	$(BIN)/ruff check $(SOURCES)
@@ -25,7 +32,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
 
 # $(VENV)/EXTRA stands for an environment that has the package with that extra.
 $(VENV)/%: pyproject.toml | $(BIN)/python
