@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import math
-import os
+import multiprocessing
 import signal
-import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -193,21 +192,20 @@ def start_worker(worker: int) -> None:
 
     Pictures come and go in a worker as activations do in training: it keeps their memory, too.
     """
-    for number in (signal.SIGINT, HANGUP):
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=obey_main_process, daemon=True).start()
     keep_freed_memory()
 
 
-def obey_main_process() -> None:
-    """End this process at the SIGTERM of the one that started it, which waits for that; others' are not for it.
+@atexit.register
+def end_workers() -> None:
+    """End the workers that are left where an error, such as Ctrl-C, has kept their loader until the end of Python.
 
-    A main process that an exception ends, such as Ctrl-C, may never get to telling its loaders to end their workers.
+    multiprocessing would send them SIGTERM, which they leave to the main process, and wait for ever.
     """
-    if sys.platform == "linux":
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
+    if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+        with suppress(AttributeError):  # Windows has none
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it an error that a worker ends
+        for worker in workers:
+            worker.kill()

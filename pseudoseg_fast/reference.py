@@ -164,9 +164,8 @@ def project_cam(refined: Tensor, projection: Tensor, shift: Tensor, *, backgroun
             refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
         projected = refined @ projection.to(refined.dtype).mT
         centered = projected - projected.mean((0, 1))
-        variance = centered.square().mean(
-            (0, 1)
-        )  # not torch.var_mean, which torch 2.10 cannot export to ONNX
+        # Not torch.var_mean, which torch 2.10 cannot export to ONNX.
+        variance = centered.square().mean((0, 1))
         return centered * torch.rsqrt(variance + BATCH_NORM_EPS) + shift.to(refined.dtype)
 
 

@@ -86,11 +86,11 @@ class Stepper:
         return self._if_it_fits(attempt, batches, f"at step {step + 1}")
 
     def rehearse(self, step: int, pair: Batches, weight: float) -> None:
-        """Make the gradient of a pass, for the memory that it needs; of the run only random generators move on.
+        """Make the gradient of a step, for the memory that it needs; of the run only random generators move on.
 
         Args:
             step: which is rehearsed, counted from 1.
-            pair: batches of the pass.
+            pair: batches that stand for those of every pass.
             weight: of L_u.
 
         Raises:
@@ -99,7 +99,9 @@ class Stepper:
         buffers = self._buffers()
         self.losses.train()
         self._if_it_fits(
-            lambda batches: self._accumulate(batches, weight), [pair], f"in a rehearsal of step {step}"
+            lambda batches: self._accumulate(batches, weight),
+            [pair] * self.config.optim.accumulate,
+            f"in a rehearsal of step {step}",
         )
         self._forget(buffers)
 
@@ -175,7 +177,7 @@ class Stepper:
                 raise
             reason = str(error).split("\n")[0]
         # Here the failed attempt's tensors are free: the error held on to them.
-        trial = None if self.fabric.world_size > 1 else lambda pair: attempt([pair])
+        trial = None if self.fabric.world_size > 1 else lambda pair: attempt([pair] * len(batches))
         remedy = what_fits(batches[0], self.config, trial)
         raise OutOfMemory(f"out of memory {when}, {remedy} ({reason})")
 

@@ -325,15 +325,17 @@ def test_a_run_without_memory_goes_on_with_the_batches_that_fit(root, tmp_path, 
 LATER = {"method.start_u": 4, "method.cutmix": 0.5, "method.ema": 0.9, "optim.steps": 6}
 
 
-def test_a_rehearsal_of_later_passes_changes_no_bit(root, tmp_path, monkeypatch):
-    assert train.main(tiny.options(root, tmp_path / "without", LATER)) == 0
+@pytest.mark.parametrize("changes", [{}, {"method.ema": 0, "optim.accumulate": 2}])
+def test_a_rehearsal_of_later_passes_changes_no_bit(root, tmp_path, monkeypatch, changes):
+    changes = LATER | changes
+    assert train.main(tiny.options(root, tmp_path / "without", changes)) == 0
     monkeypatch.setattr(trainer.Trainer, "rehearses", True)
     rehearsals = []
     rehearse = trainer.Trainer.rehearse
     monkeypatch.setattr(
         trainer.Trainer, "rehearse", lambda ours: (rehearsals.append(ours.step), rehearse(ours))
     )
-    assert train.main(tiny.options(root, tmp_path / "with", LATER)) == 0
+    assert train.main(tiny.options(root, tmp_path / "with", changes)) == 0
     assert rehearsals == [1]
     assert_same_runs(tmp_path / "without", tmp_path / "with")
 
