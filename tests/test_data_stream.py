@@ -2,8 +2,12 @@
 
 import io
 import itertools
+import os
+import signal
+import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 import tiny
@@ -146,6 +150,40 @@ def test_a_stream_teaches(url, tmp_path, workers):
     losses = [row["L_u"] for row in tiny.log(tmp_path / "run") if "L_u" in row]
     assert len(losses) == 3
     assert all(loss > 0 for loss in losses)
+
+
+def test_a_stop_that_reaches_what_a_worker_reads_from_too_is_saved(url, tmp_path):
+    source = tiny.make_set(tmp_path / "set")
+    changes = {
+        "data.unlabeled": url.replace("pipe:", "pipe:sleep 2; "),  # which a signal finds asleep
+        "data.unlabeled_size": SHARDS * INSIDE,
+        "data.workers": 1,
+        "run.log_every": 1,
+        "optim.steps": 10_000,
+    }
+    program = "import sys; from pseudoseg_fast import train; from pseudoseg_fast.data import stream; "
+    program += "stream.SHUFFLED = 2; sys.exit(train.main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", program, *tiny.options(source, tmp_path / "run", changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    printed = ""
+    try:
+        while "step     2/" not in printed:
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGTERM)  # as schedulers do
+        printed += process.communicate(timeout=60)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, printed
+    assert tiny.checkpoint(tmp_path / "run")["step"] >= 2
 
 
 def test_what_a_stream_cannot(url, monkeypatch):
