@@ -263,6 +263,7 @@ def test_a_run_whose_terminal_is_closed_is_saved(root, tmp_path):
     arguments = [sys.executable, "-m", "pseudoseg_fast.train", *tiny.options(root, folder, changes)]
     process, terminal = pty.fork()
     if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though the tests may run under nohup
         os.execv(sys.executable, arguments)
     printed = b""
     while b"step     2/" not in printed:

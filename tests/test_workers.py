@@ -8,6 +8,7 @@ import sys
 import pytest
 
 READING = """
+import signal
 import time
 from torch.utils.data import DataLoader
 from pseudoseg_fast.loaders import start_worker
@@ -25,29 +26,35 @@ def read(method):
         print("reading", flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs in the background ignore
     read({method!r})
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes")
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_command_that_ctrl_c_ends_waits_for_no_worker(tmp_path, method):
+def test_a_command_that_ctrl_c_ends_waits_for_no_worker(tmp_path):
     """The traceback holds on to the loader until the end of Python."""
-    script = tmp_path / "reading.py"
-    script.write_text(READING.format(method=method))
-    process = subprocess.Popen(
-        [sys.executable, script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
+    processes = []
+    for method in ("fork", "forkserver", "spawn"):
+        script = tmp_path / f"{method}.py"
+        script.write_text(READING.format(method=method))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, script],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                text=True,
+            )
+        )
     try:
-        assert process.stdout.readline() == "reading\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == -signal.SIGINT
-        assert said.rstrip().endswith("KeyboardInterrupt")
+        for process in processes:
+            assert process.stdout.readline() == "reading\n"
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
+            said = process.communicate(timeout=60)[1]
+            assert process.returncode == -signal.SIGINT
+            assert said.rstrip().endswith("KeyboardInterrupt")
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
