@@ -202,7 +202,8 @@ def start_worker(worker: int) -> None:
 def end_workers() -> None:
     """End the workers that are left where an error, such as Ctrl-C, has kept their loader until the end of Python.
 
-    multiprocessing would send them SIGTERM, which they leave to the main process, and wait for ever.
+    multiprocessing, which ends all daemonic children here, would send them SIGTERM, which they leave to the main
+    process, and wait for ever.
     """
     if workers := [child for child in multiprocessing.active_children() if child.daemon]:
         with suppress(AttributeError):  # Windows has none
