@@ -28,6 +28,7 @@ from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
 from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tags, find_tree, read_labels
 from pseudoseg_fast.data.stream import Stream
+from pseudoseg_fast.stop import end_quietly
 
 PROG = "python -m pseudoseg_fast.check"
 OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, --picture
@@ -343,4 +344,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly()
     sys.exit(main())

@@ -27,6 +27,7 @@ from pseudoseg_fast.loaders import Data, read_data, val_loader
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
+from pseudoseg_fast.stop import end_quietly
 
 Watcher = Callable[[dict[str, Any], Tensor], None]
 Labeler = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -293,4 +294,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly()
     sys.exit(main())

@@ -24,6 +24,7 @@ from pseudoseg_fast.deploy.metadata import Metadata
 from pseudoseg_fast.evaluate import check_classes, evaluate, parse_command, score
 from pseudoseg_fast.loaders import Data, ResizeShortSide, read_data, val_loader
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.stop import end_quietly
 from pseudoseg_fast.visualize import mask_palette, palette
 
 CHECKED_PICTURES = 4
@@ -315,4 +316,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly()
     sys.exit(main())

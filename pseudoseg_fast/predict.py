@@ -22,6 +22,7 @@ from pseudoseg_fast.deploy.files import Job, find_jobs, prepare_folder, write_wh
 from pseudoseg_fast.deploy.model import DEVICES, Model, Pixels
 from pseudoseg_fast.deploy.pictures import Picture, open_picture, to_color
 from pseudoseg_fast.deploy.segment import Result, Segmenter, Settings, Size
+from pseudoseg_fast.stop import end_quietly
 from pseudoseg_fast.visualize import blend, colorize
 
 MAX_PIXELS = 1_000_000_000
@@ -314,4 +315,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly()
     sys.exit(main())

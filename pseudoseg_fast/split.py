@@ -19,6 +19,7 @@ from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, short
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
+from pseudoseg_fast.stop import end_quietly
 
 Pixels = NDArray[np.int64]
 
@@ -201,4 +202,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_quietly()
     sys.exit(main())

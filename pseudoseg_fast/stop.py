@@ -1,10 +1,11 @@
-"""Signals that end a run, granted between two steps."""
+"""Signals that end a run, granted between two steps, and commands that Ctrl-C may end anywhere."""
 
 from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
+import sys
+from types import FrameType, TracebackType
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """What a terminal sends that is closed; Windows has none."""
@@ -50,3 +51,14 @@ def leave_terminal() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, output)
             os.close(nowhere)
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C end a command that has nothing to save without a traceback; shells still see that it was Ctrl-C."""
+    show = sys.excepthook
+
+    def show_errors(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            show(kind, error, where)
+
+    sys.excepthook = show_errors

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,16 @@ def python(*arguments, **environment):
 
 
 def test_kernels_in_the_interpreter():
-    """Triton reads TRITON_INTERPRET when it is imported, hence the process of its own."""
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreter"]
-    done = python(*command, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-3000:]
+    """Triton reads TRITON_INTERPRET when it is imported, hence processes of their own; each keeps one core busy."""
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    files = sorted(ROOT.glob("tests/interpreter/test_*.py"))
+    assert files
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(
+            lambda path: python(*command, str(path), TRITON_INTERPRET="1", OMP_NUM_THREADS="1"), files
+        )
+        for done in runs:
+            assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -12,6 +12,7 @@ import signal
 import time
 from torch.utils.data import DataLoader
 from pseudoseg_fast.loaders import start_worker
+from pseudoseg_fast.stop import end_quietly
 
 class Slow:
     def __len__(self):
@@ -27,13 +28,14 @@ def read(method):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs in the background ignore
+    end_quietly()
     read({method!r})
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes")
 def test_a_command_that_ctrl_c_ends_waits_for_no_worker(tmp_path):
-    """The traceback holds on to the loader until the end of Python."""
+    """Nor does it print a traceback, which holds on to the loader until the end of Python."""
     processes = []
     for method in ("fork", "forkserver", "spawn"):
         script = tmp_path / f"{method}.py"
@@ -53,7 +55,7 @@ def test_a_command_that_ctrl_c_ends_waits_for_no_worker(tmp_path):
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
             said = process.communicate(timeout=60)[1]
             assert process.returncode == -signal.SIGINT
-            assert said.rstrip().endswith("KeyboardInterrupt")
+            assert said == ""
     finally:
         for process in processes:
             if process.poll() is None:
