@@ -49,7 +49,7 @@ CUDA_SIZES = {
     "gpu_attention_129": Size(16, 21, 513, 129, 513),
 }
 SIZES = CPU_SIZES | CUDA_SIZES
-LOSSES = ("consistency_loss", "cross_entropy", "soft_cross_entropy")
+LOSSES = ("consistency_loss", "cross_entropy", "soft_cross_entropy", "dice_loss")
 FUNCTIONS = (*LOSSES, "fuse_predictions", "predict_labels", "refine_cam", "pseudo_label")
 IMPLEMENTATIONS = ("eager", "compile", "attention", "native")
 ATTENTION_DIM = 128
@@ -74,7 +74,7 @@ def arguments(function: str, size: Size, device: str) -> Arguments:
         student.requires_grad_()
     if function == "consistency_loss":
         return (student, decoder, 3 * maps), {"size": label}
-    if function == "cross_entropy":
+    if function in ("cross_entropy", "dice_loss"):
         return (student, torch.randint(0, size.classes, (size.images, *label), device=device)), {}
     if function == "soft_cross_entropy":
         target = torch.randn(size.images, size.classes, *label, device=device).softmax(1)

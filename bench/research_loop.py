@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
@@ -64,6 +65,9 @@ def research_loss(
         return interpolate(maps, size=masks.shape[-2:], mode="bilinear", align_corners=method.align_corners)
 
     loss = cross_entropy(upsample(ours.decoder_logits), masks, ignore_index=255)
+    if method.weight_dice:
+        dice = DiceLoss("multiclass", ignore_index=255)
+        loss = loss + method.weight_dice * dice(upsample(ours.decoder_logits), masks)
     loss = loss + method.weight_sa * cross_entropy(upsample(ours.sgc_logits), masks, ignore_index=255)
     loss = loss + method.weight_x * binary_cross_entropy_with_logits(ours.class_logits, present)
     with torch.no_grad():

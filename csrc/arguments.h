@@ -90,16 +90,25 @@ inline void check_soft_cross_entropy(const Tensor& logits, const std::optional<T
   check_pixels(upstream, "upstream", target.size(0), target.size(2), target.size(3));
 }
 
-inline void check_cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& labels,
-                                const std::optional<Tensor>& class_weight) {
-  check_map(logits, "logits");
+inline void check_labels(const Tensor& logits, const Tensor& labels) {
   const Dtype dtype = dtype_of(labels);
   STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0 &&
                       (dtype == Dtype::u8 || dtype == Dtype::i64),
                   "labels must be [B, H, W], uint8 or int64");
+}
+
+inline void check_cross_entropy(const Tensor& logits, const std::optional<Tensor>& upstream, const Tensor& labels,
+                                const std::optional<Tensor>& class_weight) {
+  check_map(logits, "logits");
+  check_labels(logits, labels);
   STD_TORCH_CHECK(!class_weight || (class_weight->dim() == 1 && class_weight->size(0) == logits.size(1)),
                   "class_weight must be [C]");
   check_pixels(upstream, "upstream", labels.size(0), labels.size(1), labels.size(2));
+}
+
+inline void check_class_sums(const Tensor& logits, const Tensor& labels) {
+  check_map(logits, "logits");
+  check_labels(logits, labels);
 }
 
 inline void check_consistency_loss(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,

@@ -2,7 +2,7 @@
 // the output size is stored but a label that is the result: each band keeps vectors of [C] pixels in the first-level
 // cache. Compiled once per instruction set, see kernels_cpu.h.
 //
-//   loss.h  fuse.h  predict.h  square.h  depthwise.h
+//   loss.h  class_sums.h  fuse.h  predict.h  square.h  depthwise.h
 //                                           the work of one item, one file for each entry of the table
 //   fusion.h                                pseudo label of a vector of pixels
 //   upsample.h  gradient.h                  interpolation with exponentials; its transpose
@@ -10,6 +10,7 @@
 
 #include "kernels_cpu.h"
 
+#include "class_sums.h"
 #include "depthwise.h"
 #include "fuse.h"
 #include "loss.h"
@@ -34,6 +35,8 @@ template <class T>
 constexpr Kernels<T> kKernels = {
     &scratch_of<LossBand<T>, LossJob<T>>,
     &run<LossBand<T>, LossJob<T>>,
+    &scratch_of<ClassSumsBand<T>, ClassSumsJob<T>>,
+    &run<ClassSumsBand<T>, ClassSumsJob<T>>,
     &scratch_of<FuseBand<T>, FuseJob<T>>,
     &run<FuseBand<T>, FuseJob<T>>,
     &scratch_of<PredictBand<T>, PredictJob<T>>,

@@ -38,6 +38,15 @@ struct Fold {
   const int32_t* extra;   // [extras] columns
 };
 
+// Where the gradient of a map goes. A band writes the rows of nodes that it owns, and the row below them, which the
+// next band owns, to the overlap.
+template <class T>
+struct Gradient {
+  T* map;      // [B, C, h, w], or null where no gradient is wanted
+  T* overlap;  // [items, C, w]
+  Fold<T> fold;
+};
+
 // A low-resolution map of logits and its interpolation to the output size. Its values are used in units of ln 2:
 // logit * factor[image] / ln 2.
 template <class T>
@@ -85,10 +94,22 @@ struct LossJob {
   View weight;      // [B, H, W] or null
   View upstream;    // [B, H, W] or null: gradient of the unreduced loss
   T* loss;          // [B, H, W] or null
-  T* gradient;      // [B, C, h, w] or null
-  T* overlap;       // [items, C, w] gradient of the row below the owned ones
   double* partial;  // [items, 2] sum of the loss, sum of weights
-  Fold<T> fold;
+  Gradient<T> gradient;
+};
+
+// Sums over the pixels that have a label: of each class's probability where it is the label, of its probability
+// anywhere, and of the pixels whose label it is; or the gradient that comes back from the first two.
+template <class T>
+struct ClassSumsJob {
+  Frame frame;
+  Map<T> logits;
+  View labels;  // [B, H, W], u8 or i64
+  int64_t ignore_index;
+  double* partial;      // [items, 3, C] where no gradient is wanted
+  const T* of_overlap;  // [C] the gradients of the sums
+  const T* of_probability;
+  Gradient<T> gradient;
 };
 
 template <class T>
@@ -145,6 +166,8 @@ template <class T>
 struct Kernels {
   int64_t (*loss_scratch)(const LossJob<T>&);
   void (*loss)(const LossJob<T>&, int64_t item, void* scratch);
+  int64_t (*class_sums_scratch)(const ClassSumsJob<T>&);
+  void (*class_sums)(const ClassSumsJob<T>&, int64_t item, void* scratch);
   int64_t (*fuse_scratch)(const FuseJob<T>&);
   void (*fuse)(const FuseJob<T>&, int64_t item, void* scratch);
   int64_t (*predict_scratch)(const PredictJob<T>&);

@@ -27,7 +27,7 @@ class LossBand {
         staged_student_(job.student, classes_, arena_),
         student_(staged_student_, arena_),
         label_(job.fusion, job.label == Label::fused ? classes_ : 0, arena_),
-        gradient_(job, arena_),
+        gradient_(job.frame, job.student, job.gradient, arena_),
         target_(arena_.take<Vec<T>>(job.label == Label::target ? classes_ : 0)) {}
 
   int64_t scratch() const { return arena_.used(); }
@@ -39,7 +39,7 @@ class LossBand {
     const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
     staged_student_.stage(image_, begin, end);
     if (job_.label == Label::fused) label_.stage(image_, begin, end);
-    if (job_.gradient) gradient_.begin_band(item);
+    if (job_.gradient.map) gradient_.begin_band(item);
     double loss = 0, weight = 0;
     for (x_ = 0; x_ < frame.width; x_ += kLanes<T>) {
       pixels_ = frame.width - x_ < kLanes<T> ? frame.width - x_ : kLanes<T>;
@@ -50,7 +50,7 @@ class LossBand {
         weight += double(weight_[i]);
       }
     }
-    if (job_.gradient) gradient_.end_band();
+    if (job_.gradient.map) gradient_.end_band();
     job_.partial[2 * item] = loss;
     job_.partial[2 * item + 1] = weight;
   }
@@ -60,7 +60,7 @@ class LossBand {
     end_ = end;
     student_.begin_columns(x_);
     if (job_.label == Label::fused) label_.begin_columns(x_);
-    if (job_.gradient) gradient_.begin_columns(x_);
+    if (job_.gradient.map) gradient_.begin_columns(x_);
     for (y_ = begin; y_ < end; ++y_) {
       Vec<T> pixel_loss = {};
       switch (job_.label) {
@@ -80,7 +80,7 @@ class LossBand {
         for (int64_t i = 0; i < pixels_; ++i) to[i] = pixel_loss[i];
       }
     }
-    if (job_.gradient) gradient_.end_columns();
+    if (job_.gradient.map) gradient_.end_columns();
   }
 
   // The weight of each pixel, zero behind the last one; it counts in the mean.
@@ -132,16 +132,12 @@ class LossBand {
   }
 
   Vec<T> classes_row() {
-    int64_t labels[kLanes<T>] = {};
-    load_row(element(job_.classes, image_, 0, y_, x_), job_.classes.dtype, job_.classes.strides[3], pixels_, labels);
     Vec<T> w = {};
     Int<T> kept = {};
-    for (int i = 0; i < pixels_; ++i) {
-      const bool counts = labels[i] != job_.ignore_index && labels[i] >= 0 && labels[i] < classes_;
-      if (!counts) continue;
-      kept[i] = typename Simd<T>::Lane(labels[i]);
-      w[i] = job_.class_weight ? job_.class_weight[labels[i]] : T(1);
-    }
+    for_labels<T>(job_.classes, job_.ignore_index, classes_, image_, y_, x_, pixels_, [&](int64_t i, int64_t label) {
+      kept[i] = typename Simd<T>::Lane(label);
+      w[i] = job_.class_weight ? job_.class_weight[label] : T(1);
+    });
     weight_ += w;
     w = with_upstream(w);
     student_.row(y_);
@@ -153,7 +149,7 @@ class LossBand {
     const Vec<T> share = total / student_.sum(), weight = student_.weight();
     const Vec<T>*upper = student_.upper(), *lower = student_.lower();
     Pair<T> product;
-    if (job_.gradient) {
+    if (job_.gradient.map) {
       gradient_.move_to(student_.node());
       const Vec<T>* e = student_.e();
       product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
@@ -175,7 +171,7 @@ class LossBand {
   Vec<T> hard(Int<T> label, Vec<T> w) {
     const Vec<T> weight = student_.weight();
     Vec<T> product = {};
-    if (job_.gradient) {
+    if (job_.gradient.map) {
       gradient_.move_to(student_.node());
       const Vec<T> share = w / student_.sum();
       const Vec<T>* e = student_.e();
@@ -184,7 +180,7 @@ class LossBand {
     for (int i = 0; i < kLanes<T>; ++i) {
       if (w[i] == T(0)) continue;
       product[i] = w[i] * student_.value(label[i], i);
-      if (job_.gradient) gradient_.add(label[i], i, -w[i], weight[i]);
+      if (job_.gradient.map) gradient_.add(label[i], i, -w[i], weight[i]);
     }
     return pixel_loss<T>(w, w, student_.log2_sum(), product);
   }

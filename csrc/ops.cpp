@@ -40,45 +40,30 @@ void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
 template <class T>
 LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& table, const BandTable<T>& bands,
                     int64_t reduction, bool with_gradient) {
-  const int64_t images = student.size(0), classes = student.size(1), nodes = student.size(3);
-  const int64_t height = table.rows().target, width = table.columns().target;
+  const int64_t images = student.size(0), height = table.rows().target, width = table.columns().target;
   const int64_t items = images * bands.bands().count;
-  const FoldTable<T> fold(table.columns());
   std::vector<double> partial(2 * items);
-  std::vector<T> overlap(with_gradient ? items * classes * nodes : 0);
-  Tensor gradient = with_gradient
-                        ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
-                        : torch::stable::new_empty(student, {0}, kScalarType<T>);
+  GradientTable<T> gradient(student, table, bands, with_gradient);
   Tensor loss = reduction == kNone ? torch::stable::new_empty(student, {images, height, width}, kScalarType<T>)
                                    : torch::stable::new_empty(student, {}, kScalarType<T>);
   Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
 
-  job.frame = {images, classes, height, width, bands.bands()};
+  job.frame = {images, student.size(1), height, width, bands.bands()};
   job.student = table.map(bands);
   job.loss = reduction == kNone ? loss.template mutable_data_ptr<T>() : nullptr;
-  job.gradient = with_gradient ? gradient.template mutable_data_ptr<T>() : nullptr;
-  job.overlap = overlap.data();
   job.partial = partial.data();
-  job.fold = fold.fold();
+  job.gradient = gradient.gradient();
   run_items(items, kernels<T>().loss_scratch(job), kernels<T>().loss, job);
 
   double sum = 0, weight = 0;
   for (int64_t item = 0; item < items; ++item) {
     sum += partial[2 * item];
     weight += partial[2 * item + 1];
-    const int64_t image = item / bands.bands().count, band = item % bands.bands().count;
-    const int64_t node = bands.bands().node[band + 1];
-    if (!with_gradient || node == student.size(2)) continue;
-    for (int64_t c = 0; c < classes; ++c) {
-      T* row = job.gradient + ((image * classes + c) * student.size(2) + node) * nodes;
-      const T* more = overlap.data() + (item * classes + c) * nodes;
-      for (int64_t x = 0; x < nodes; ++x) row[x] += more[x];
-    }
   }
   const double divisor = reduction == kMean && weight > 0 ? weight : 1.0;
   *denominator.template mutable_data_ptr<T>() = T(divisor);
   if (reduction != kNone) *loss.template mutable_data_ptr<T>() = T(sum / divisor);
-  return {loss, denominator, gradient};
+  return {loss, denominator, gradient.finish()};
 }
 
 template <class T>

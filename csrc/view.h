@@ -102,5 +102,17 @@ inline Vec<T> load_pixels(const View& view, int64_t b, int64_t c, int64_t y, int
   return v;
 }
 
+// Call use(i, label) for those of n pixels of a map of labels from (b, y, x) on that count: whose label is neither
+// ignored nor outside [0, classes).
+template <class T, class Use>
+inline void for_labels(const View& view, int64_t ignore_index, int64_t classes, int64_t b, int64_t y, int64_t x,
+                       int64_t n, Use&& use) {
+  int64_t labels[kLanes<T>] = {};
+  load_row(element(view, b, 0, y, x), view.dtype, view.strides[3], n, labels);
+  for (int64_t i = 0; i < n; ++i) {
+    if (labels[i] != ignore_index && labels[i] >= 0 && labels[i] < classes) use(i, labels[i]);
+  }
+}
+
 }  // namespace
 }  // namespace psf::PSF_ISA

@@ -50,6 +50,7 @@ _PROBES: dict[str, tuple[tuple[int, ...], ...]] = {
     "pseudo_label": ((1, 16, 8), (1, 16, 8), _MAP, _MAP, (2, 2), (2,)),
     "soft_cross_entropy": (_MAP, _MAP),
     "cross_entropy": (_MAP, (1, 4, 4)),
+    "dice_loss": (_MAP, (1, 4, 4)),
     "consistency_loss": (_MAP, _MAP, _MAP),
     "predict_labels": (_MAP,),
     "depthwise_conv2d": (_MAP, (2, 1, 3, 3)),

@@ -11,11 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.network import Outputs
-from pseudoseg_fast.reference import compute_dtype
 from pseudoseg_fast.sgc import resize_valid
 
 
@@ -169,8 +168,9 @@ def labeled_losses(
     losses = {"L_s": cross_entropy(outputs.decoder_logits)}
     if config.weight_dice:
         logits = torch.cat([outputs.decoder_logits, *(maps for maps, _ in pseudo)])
-        known = torch.cat([masks.long(), *(ids for _, ids in pseudo)])
-        losses["L_dice"] = config.weight_dice * dice_loss(logits, known, align_corners=config.align_corners)
+        known = torch.cat([masks, *(ids for _, ids in pseudo)])
+        dice = functional.dice_loss(logits, known, align_corners=config.align_corners)
+        losses["L_dice"] = config.weight_dice * dice
     if config.name == "supervised":
         return losses
     if outputs.sgc_logits is not None and config.weight_sa:
@@ -206,32 +206,6 @@ def class_weights(config: MethodConfig, pixels: Sequence[int]) -> Tensor | None:
             f"got {len(config.class_weight)}"
         )
     return torch.tensor(config.class_weight, dtype=torch.float32)
-
-
-def dice_loss(logits: Tensor, masks: Tensor, *, align_corners: bool = False) -> Tensor:
-    """Return 1 - the soft Dice coefficient, the mean over the classes in the masks (Milletari et al., 3DV 2016).
-
-    ``dice_c = 2 sum(p_c t_c) / (sum(p_c) + sum(t_c))``, sums over all pixels of the batch that have a label, p the
-    softmax of the upsampled logits. Unlike the other losses it holds them at the masks' size.
-
-    Args:
-        logits: [B, C, h, w], differentiable.
-        masks: [B, H, W] uint8 or int64 class ids, 255 = ignore.
-        align_corners: how logits are resized.
-
-    Returns:
-        A scalar in [0, 1]; 0 where no pixel has a label.
-    """
-    size = (masks.shape[1], masks.shape[2])
-    full = interpolate(
-        logits.to(compute_dtype(logits)), size, mode="bilinear", align_corners=align_corners
-    ).softmax(1)
-    truth = masks.long()[:, None] == torch.arange(logits.shape[1], device=masks.device)[:, None, None]
-    labeled = truth.any(1, keepdim=True)
-    pixels = truth.sum((0, 2, 3))
-    overlap = 2 * (full * truth).sum((0, 2, 3)) / ((full * labeled).sum((0, 2, 3)) + pixels).clamp(min=1)
-    present = pixels > 0
-    return ((1 - overlap) * present).sum() / present.sum().clamp(min=1)
 
 
 def unlabeled_losses(

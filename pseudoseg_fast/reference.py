@@ -260,6 +260,25 @@ def cross_entropy(
     return _reduce(loss, weight, weight.sum(), reduction)
 
 
+def dice_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
+    """Compute 1 - the mean over the classes in the labels of ``2 sum(p_c t_c) / (sum(p_c) + sum(t_c))``."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    truth = (labels[:, None] == classes[:, None, None]) & (labels != ignore_index)[:, None]
+    probability = upsample(logits.to(compute_dtype(logits)), _map_size(labels), align_corners).softmax(1)
+    probability = torch.where(truth.any(1, keepdim=True), probability, 0)
+    sums = [values.sum((0, 2, 3)) for values in (probability * truth, probability, truth)]
+    return dice_of_sums(*sums)
+
+
+def dice_of_sums(overlap: Tensor, probability: Tensor, pixels: Tensor) -> Tensor:
+    """Compute the Dice loss from sums [C] over the labelled pixels: of p_c t_c, of p_c and of t_c."""
+    present = pixels > 0
+    dice = 2 * overlap / (probability + pixels).clamp(min=1)
+    return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
 def consistency_loss(
     student_logits: Tensor,
     decoder_logits: Tensor,

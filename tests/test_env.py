@@ -28,6 +28,7 @@ def test_report_names_the_backend_of_every_function_and_why(monkeypatch):
         "consistency_loss",
         "cross_entropy",
         "depthwise_conv2d",
+        "dice_loss",
         "fuse_predictions",
         "mean_square",
         "predict_labels",

@@ -74,39 +74,43 @@ def check_losses(case, target, reduction="mean", align_corners=False, fusion=Non
         if name == "consistency_loss":
             options = options | (fusion or {})
         upstream = 3 * torch.rand(case.weight.shape) if reduction == "none" else None
-        loss, gradient = loss_and_gradient(
-            lambda *a, name=name, **o: getattr(functional, name)(*a, **o, backend=target.backend),
-            logits,
-            args,
-            options,
-            upstream,
-        )
-        truth, true_gradient = loss_and_gradient(
-            getattr(reference, name),
-            to_double(logits),
-            [to_double(value) for value in args],
-            {key: to_double(value) for key, value in options.items()},
-            upstream,
-        )
-        message = f"{name} {options.keys()}: {{}}".format
-        expected_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        assert loss.dtype == expected_dtype, name
-        assert gradient.dtype == logits.dtype, name
-        tolerance = dict(TOLERANCE[expected_dtype])
-        # interpolate rounds source coordinates to float32: off by up to side * 2**-23 of a node's step
-        rounding = max(logits.shape[2:]) * 2**-23 if expected_dtype == torch.float32 else 0.0
-        if logits.numel():
-            tolerance["atol"] += float(2 * logits.abs().max()) * rounding
-        torch.testing.assert_close(loss.cpu().double(), truth, **tolerance, msg=message)
-        # of one class the true gradient is zero, and the rounding of softmax - target remains
-        scale = true_gradient.abs().max() if true_gradient.any() else 1.0
-        tolerance = {"rtol": TOLERANCE[logits.dtype]["rtol"], "atol": 4e-6 * float(scale)}
-        if target.backend == "eager":
-            # the weights of a node over its 2n pixels sum to n, and each is off by that much
-            tolerance["atol"] += 2 * rounding * float(scale)
-        if logits.dtype == torch.float64:
-            tolerance = {"rtol": 1e-9, "atol": 1e-12}
-        torch.testing.assert_close(gradient.cpu().double(), true_gradient, **tolerance, msg=message)
+        check_loss(target, name, logits, args, options, upstream)
+
+
+def check_loss(target, name, logits, args, options, upstream=None):
+    loss, gradient = loss_and_gradient(
+        lambda *a, **o: getattr(functional, name)(*a, **o, backend=target.backend),
+        logits,
+        args,
+        options,
+        upstream,
+    )
+    truth, true_gradient = loss_and_gradient(
+        getattr(reference, name),
+        to_double(logits),
+        [to_double(value) for value in args],
+        {key: to_double(value) for key, value in options.items()},
+        upstream,
+    )
+    message = f"{name} {options.keys()}: {{}}".format
+    expected_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    assert loss.dtype == expected_dtype, name
+    assert gradient.dtype == logits.dtype, name
+    tolerance = dict(TOLERANCE[expected_dtype])
+    # interpolate rounds source coordinates to float32: off by up to side * 2**-23 of a node's step
+    rounding = max(logits.shape[2:]) * 2**-23 if expected_dtype == torch.float32 else 0.0
+    if logits.numel():
+        tolerance["atol"] += float(2 * logits.abs().max()) * rounding
+    torch.testing.assert_close(loss.cpu().double(), truth, **tolerance, msg=message)
+    # of one class the true gradient is zero, and the rounding of softmax - target remains
+    scale = true_gradient.abs().max() if true_gradient.any() else 1.0
+    tolerance = {"rtol": TOLERANCE[logits.dtype]["rtol"], "atol": 4e-6 * float(scale)}
+    if target.backend == "eager":
+        # the weights of a node over its 2n pixels sum to n, and each is off by that much
+        tolerance["atol"] += 2 * rounding * float(scale)
+    if logits.dtype == torch.float64:
+        tolerance = {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(gradient.cpu().double(), true_gradient, **tolerance, msg=message)
 
 
 @on_all_targets
@@ -124,6 +128,37 @@ def test_losses_in_other_dtypes(target, dtype):
     case = Case((2, 5, 6, 5, 3, 4, 20, 23), dtype, target.device)
     for reduction in ("sum", "none"):
         check_losses(case, target, reduction=reduction)
+
+
+@on_all_targets
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_dice_loss_and_gradient(target, shape, align_corners):
+    case = Case(shape, device=target.device)
+    options = {"align_corners": align_corners, "ignore_index": 1}
+    check_loss(target, "dice_loss", case.student, (case.labels,), options)
+    check_loss(target, "dice_loss", case.student, (case.labels.byte(),), options)
+
+
+@on_all_targets
+@pytest.mark.parametrize("dtype", [*FLOATS[1:], torch.float64], ids=str)
+def test_dice_loss_in_other_dtypes(target, dtype):
+    case = Case((2, 5, 6, 5, 3, 4, 20, 23), dtype, target.device)
+    # a gradient divided by so many pixels would be subnormal in float16
+    check_loss(target, "dice_loss", case.student, (case.labels,), {}, upstream=torch.tensor(1000.0))
+
+
+@on_all_targets
+def test_dice_loss_at_its_ends(target):
+    masks = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8, device=target.device)
+    right = torch.tensor([[[[50.0, -50.0, -50.0]], [[-50.0, 50.0, 50.0]]]], device=target.device)
+    assert functional.dice_loss(right, masks, backend=target.backend) < 1e-6
+    assert functional.dice_loss(-right, masks, backend=target.backend) == pytest.approx(1)
+    right[0, 0] = -torch.inf
+    options = {"backend": target.backend}
+    loss, gradient = loss_and_gradient(functional.dice_loss, right, (masks,), options)
+    assert loss == pytest.approx((1 + 1 / 3) / 2)
+    assert gradient.isfinite().all()
 
 
 @on_all_targets
@@ -180,6 +215,7 @@ def test_no_valid_pixel_gives_zero_loss_and_zero_gradient(target):
     calls = [
         ("soft_cross_entropy", (case.target,), {"weight": none}),
         ("cross_entropy", (torch.full_like(case.labels, 255),), {}),
+        ("dice_loss", (torch.full_like(case.labels, 255),), {}),
         ("consistency_loss", (case.decoder, case.cam), {"valid": none, "size": case.size}),
     ]
     for name, args, options in calls:
@@ -199,6 +235,9 @@ def test_labels_out_of_range_are_ignored(target):
     torch.testing.assert_close(loss, -logits.log_softmax(1)[0, 0, 0, 0])
     small = torch.tensor([[[0, 254], [3, 255]]], dtype=torch.uint8, device=target.device)
     assert functional.cross_entropy(logits, small, backend=target.backend) == loss
+    dice = functional.dice_loss(logits, labels, backend=target.backend)
+    torch.testing.assert_close(dice, 1 - 2 / (1 + 1 / logits.softmax(1)[0, 0, 0, 0]))
+    assert functional.dice_loss(logits, small, backend=target.backend) == dice
 
 
 @on_all_targets
@@ -237,6 +276,7 @@ def test_losses_of_strided_arguments(target, layout):
         setattr(case, name, restride(getattr(case, name)))
     check_losses(case, target)
     check_losses(case, target, reduction="none")
+    check_loss(target, "dice_loss", case.student, (case.labels,), {})
     label = functional.fuse_predictions(case.decoder, case.cam, size=(18, 18), backend=target.fusing)
     truth = reference.fuse_predictions(to_double(case.decoder), to_double(case.cam), size=(18, 18))
     torch.testing.assert_close(label.cpu().double(), truth, **TOLERANCE[torch.float32])
@@ -284,6 +324,10 @@ def test_gradcheck(target):
                 return call(x, *args, **options, reduction=reduction, backend=target.backend)
 
             assert torch.autograd.gradcheck(function, (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda x: functional.dice_loss(x, case.labels, backend=target.backend),
+        (case.student.requires_grad_(),),
+    )
 
 
 def test_gradcheck_of_refine_cam_and_mean_square():
@@ -373,6 +417,7 @@ def test_compiles_without_graph_breaks(target):
         return (
             functional.soft_cross_entropy(student, label, weight=valid, **options)
             + functional.cross_entropy(student, labels, **options)
+            + functional.dice_loss(student, labels, **options)
             + functional.consistency_loss(student, decoder, cam, valid=valid, size=case.size, **options)
         ), functional.predict_labels(student, case.size, **options)
 
@@ -428,6 +473,8 @@ BAD = [
     ("cross_entropy", (X, X.long()), {}, ValueError, r"labels must be \[B, H, W\]"),
     ("cross_entropy", (X, X[:1, 0].long()), {}, ValueError, "B of logits"),
     ("cross_entropy", (X, X[:, 0].long()), {"class_weight": torch.ones(2)}, ValueError, "class_weight"),
+    ("dice_loss", (X, X[:, 0]), {}, TypeError, "labels must be uint8 or int64"),
+    ("dice_loss", (X, X[:, 0, :0].long()), {}, ValueError, "at least 1 x 1"),
     ("consistency_loss", (X, X, X), {"valid": X[:, 0]}, TypeError, "valid must be bool"),
     ("consistency_loss", (X, X, X), {"valid": X[:, 0].bool(), "size": (8, 8)}, ValueError, "label size"),
     ("consistency_loss", (X, X, X), {"threshold": 95}, ValueError, "threshold"),

@@ -26,6 +26,8 @@ def everything(case, target, **options):
         for reduction in ("mean", "none"):
             function_options = given_options | options | {"backend": target.backend, "reduction": reduction}
             results += loss_and_gradient(getattr(functional, name), logits, args, function_options)
+    function_options = {"backend": target.backend}
+    results += loss_and_gradient(functional.dice_loss, case.student, (case.labels,), function_options)
     for norm in functional.NORMS:
         results.append(
             functional.fuse_predictions(
@@ -69,7 +71,7 @@ def test_every_element_of_a_result_is_written(target):
 def test_older_instruction_sets_agree(isa):
     """Run the value tests of this backend in a process that uses an older instruction set."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_functional.py"]
-    command += ["-k", "cpp and (losses_and or fuse or predict or options or other_dtypes)"]
+    command += ["-k", "cpp and (losses_and or dice or fuse or predict or options or other_dtypes)"]
     environment = os.environ | {"PSEUDOSEG_ISA": isa}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -126,6 +128,10 @@ def operator_calls():
         yield f"consistency-{name}", ops.consistency_loss.default, consistent
     unreduced = (student, None, case.labels, None, 255, 2, False, False)
     yield "hard-unreduced", ops.cross_entropy.default, unreduced
+    sums = (student, case.labels, 255, True)
+    yield "sums", ops.class_sums.default, sums
+    upstream = torch.rand(3, 3)
+    yield "sums-backward", ops.class_sums_backward.default, (upstream, student.detach(), *sums[1:])
     yield "fuse", ops.fuse_predictions.default, (case.decoder, case.cam, *fusion, False)
     yield "predict", ops.predict_labels.default, (student.detach(), 9, 8, True)
 
@@ -158,6 +164,15 @@ def test_second_backward_through_one_graph_is_right():
     (second,) = torch.autograd.grad(2 * loss, student)
     assert torch.equal(first, kept)
     torch.testing.assert_close(second, 2 * first)
+
+
+def test_second_derivative_of_dice_is_refused():
+    case = Case((2, 3, 4, 4, 2, 2, 9, 9))
+    student = case.student.requires_grad_()
+    loss = functional.dice_loss(student, case.labels, backend="cpp")
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    with pytest.raises(RuntimeError, match="kernels of dice_loss have no second derivative"):
+        gradient.sum().backward()
 
 
 def test_offsets_beyond_32_bits():
@@ -199,6 +214,7 @@ def test_no_map_of_the_output_size_is_made():
     calls = {
         "soft_cross_entropy": ((student, target), {}),
         "cross_entropy": ((student, labels), {}),
+        "dice_loss": ((student, labels), {}),
         "consistency_loss": ((student, case.decoder, case.cam), {"valid": valid, "size": size}),
     }
     for name, (args, options) in calls.items():

@@ -3,13 +3,11 @@
 import pytest
 import torch
 from outputs import BATCH, CLASSES, random_outputs
-from torch.nn.functional import interpolate
 
 from pseudoseg_fast import reference
 from pseudoseg_fast.method import (
     MethodConfig,
     class_weights,
-    dice_loss,
     labeled_losses,
 )
 from pseudoseg_fast.network import Outputs
@@ -39,35 +37,7 @@ def test_weights_are_those_of_both_cross_entropies():
     torch.testing.assert_close(losses["L_s"], reference.cross_entropy(logits, masks, class_weight=weight))
     attention = reference.cross_entropy(outputs.sgc_logits, masks, class_weight=weight)
     torch.testing.assert_close(losses["L_sa"], 2 * attention)
-    torch.testing.assert_close(losses["L_dice"], 0.5 * dice_loss(logits, masks))
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_dice_is_its_formula(align_corners):
-    logits = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
-    masks = torch.randint(0, 3, (2, 7, 9))  # class 3 is nowhere
-    masks[:, :2] = 255
-    loss = dice_loss(logits, masks, align_corners=align_corners)
-    full = interpolate(logits, (7, 9), mode="bilinear", align_corners=align_corners).softmax(1)
-    expected = []
-    for index in range(3):
-        chosen, inside = full[:, index][masks != 255], (masks == index)[masks != 255]
-        expected.append(1 - 2 * chosen[inside].sum() / (chosen.sum() + inside.sum()))
-    torch.testing.assert_close(loss, torch.stack(expected).mean())
-    loss.backward()
-    assert logits.grad.abs().sum() > 0
-
-
-def test_dice_at_its_ends():
-    masks = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
-    right = torch.tensor([[[[50.0, -50.0, -50.0]], [[-50.0, 50.0, 50.0]]]])
-    assert float(dice_loss(right, masks)) == pytest.approx(0, abs=1e-6)
-    assert float(dice_loss(-right, masks)) == pytest.approx(1)
-    nothing = torch.full_like(masks, 255)
-    right.requires_grad_()
-    dice_loss(right, nothing).backward()
-    assert float(dice_loss(right, nothing).detach()) == 0
-    assert torch.equal(right.grad, torch.zeros_like(right))
+    torch.testing.assert_close(losses["L_dice"], 0.5 * reference.dice_loss(logits, masks))
 
 
 def test_dice_takes_labelled_pictures_and_strong_views_as_one_batch():
@@ -77,7 +47,7 @@ def test_dice_takes_labelled_pictures_and_strong_views_as_one_batch():
     config = MethodConfig(weight_dice=2.0, dice_unlabeled=True)
     pseudo = [*zip(views, ids, strict=True)]
     losses = labeled_losses(config, outputs, masks.byte(), torch.zeros(BATCH, 2), pseudo=pseudo)
-    expected = 2 * dice_loss(torch.cat([outputs.decoder_logits, *views]), torch.cat([masks, *ids]))
+    expected = 2 * reference.dice_loss(torch.cat([outputs.decoder_logits, *views]), torch.cat([masks, *ids]))
     torch.testing.assert_close(losses["L_dice"], expected)
 
 

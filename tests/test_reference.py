@@ -118,6 +118,20 @@ def test_cross_entropies_are_torchs_on_the_upsampled_map(align_corners):
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_dice_loss_is_its_formula(align_corners):
+    logits = double(2, 4, 3, 5)
+    masks = torch.randint(0, 3, (2, 7, 9))  # class 3 is nowhere
+    masks[:, :2] = 255
+    full = resize(logits, (7, 9), align_corners).softmax(1)
+    expected = []
+    for index in range(3):
+        chosen, inside = full[:, index][masks != 255], (masks == index)[masks != 255]
+        expected.append(1 - 2 * chosen[inside].sum() / (chosen.sum() + inside.sum()))
+    actual = reference.dice_loss(logits, masks, align_corners=align_corners)
+    torch.testing.assert_close(actual, torch.stack(expected).mean())
+
+
 def test_consistency_loss_weighs_threshold_and_valid_pixels():
     student, p, m = double(2, 4, 5, 5), 4 * double(2, 4, 6, 7), double(2, 4, 3, 3)
     valid = torch.rand(2, 13, 15) > 0.4

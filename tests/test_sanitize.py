@@ -45,6 +45,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
                 functional.soft_cross_entropy(student, target, weight=valid, **options),
                 functional.cross_entropy(student, labels, **options),
                 functional.cross_entropy(student, labels.long() - 1, reduction="none", **options).sum(),
+                functional.dice_loss(student, labels % classes, **options),
+                functional.dice_loss(student, labels.long() - 1, **options),
             ):
                 loss.backward()
 geometries = [  # input, filter, stride, padding, dilation

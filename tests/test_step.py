@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from pseudoseg_fast.method import MethodConfig, dice_loss, unlabeled_losses
+from pseudoseg_fast import reference
+from pseudoseg_fast.method import MethodConfig, unlabeled_losses
 from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.pseudo_labels import pseudo_label
 from pseudoseg_fast.sgc import resize_valid
@@ -105,7 +106,7 @@ def test_dice_counts_strong_views_where_they_are_valid(joint):
         images = torch.cat([labeled["image"], *unlabeled["strong"].unbind(1)])
         label = pseudo_label(step.method, weak, (SIDE, SIDE)).argmax(1)
         ids = [torch.where(valid, label, 255) for valid in unlabeled["valid"].unbind(1)]
-    expected = dice_loss(step.network(images).decoder_logits, torch.cat([labeled["mask"], *ids]))
+    expected = reference.dice_loss(step.network(images).decoder_logits, torch.cat([labeled["mask"], *ids]))
     torch.testing.assert_close(losses["L_dice"], expected)
     weights = [
         weight for name, weight in step.network.named_parameters() if name.startswith(("encoder", "decoder"))

@@ -8,13 +8,14 @@ again. Second derivatives are not computed.
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pseudoseg_fast.build import BuildError
-from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype
+from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype, dice_of_sums
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,22 @@ def load(library: Callable[[], None], kind: str) -> str:
             _register_loss(name, maps)
         torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
         torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
+        torch.library.register_fake("pseudoseg_fast::class_sums", _fake_class_sums)
+        torch.library.register_fake("pseudoseg_fast::class_sums_backward", _fake_class_sums_backward)
+        torch.library.register_autograd(
+            "pseudoseg_fast::class_sums", _class_sums_backward, setup_context=_save_class_sums
+        )
+        torch.library.register_autograd(
+            "pseudoseg_fast::class_sums_backward", partial(_no_second_derivative, "dice_loss")
+        )
         torch.library.register_fake("pseudoseg_fast::depthwise_conv2d", _fake_depthwise_conv2d)
         torch.library.register_fake("pseudoseg_fast::depthwise_conv2d_backward", _fake_depthwise_backward)
         torch.library.register_autograd(
             "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
         )
-        torch.library.register_autograd("pseudoseg_fast::depthwise_conv2d_backward", _no_second_derivative)
+        torch.library.register_autograd(
+            "pseudoseg_fast::depthwise_conv2d_backward", partial(_no_second_derivative, "depthwise_conv2d")
+        )
     return ""
 
 
@@ -95,6 +106,14 @@ def cross_entropy(
         align_corners,
         _wants_gradient(logits, reduction),
     )
+
+
+def dice_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
+    """See ``functional.dice_loss``."""
+    sums = torch.ops.pseudoseg_fast.class_sums(logits, labels, ignore_index, align_corners)
+    return dice_of_sums(*sums.unbind())
 
 
 def consistency_loss(
@@ -284,6 +303,25 @@ def _fake_predict_labels(logits: Tensor, height: int, width: int, _: bool) -> Te
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
+def _fake_class_sums(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty((3, logits.shape[1]), dtype=compute_dtype(logits))
+
+
+def _fake_class_sums_backward(_: Tensor, logits: Tensor, *__: Any) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=compute_dtype(logits))
+
+
+def _save_class_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, labels, *ctx.options = inputs
+    ctx.save_for_backward(logits, labels)
+
+
+def _class_sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    logits, labels = ctx.saved_tensors
+    gradient = torch.ops.pseudoseg_fast.class_sums_backward(grad, logits, labels, *ctx.options)
+    return gradient.to(logits.dtype), None, None, None
+
+
 def _fake_depthwise_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -313,11 +351,8 @@ def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(input, weight)
 
 
-def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "the kernels of depthwise_conv2d have no second derivative; use backend='eager', or a network whose "
-        "convolutions are PyTorch's"
-    )
+def _no_second_derivative(function: str, ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(f"the kernels of {function} have no second derivative; use backend='eager'")
 
 
 def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
