@@ -58,7 +58,7 @@ def _readable(name: str) -> str:
     match = re.match(r"_ZN3psf4cuda\d+(\w+?_kernel)I([fd])(?:LNS_5LabelE(\d)E)?", name)
     if match is None:
         return name
-    label = f", {('target', 'classes', 'fused')[int(match[3])]}" if match[3] else ""
+    label = f", {('target', 'classes', 'fused', 'sums')[int(match[3])]}" if match[3] else ""
     return f"{match[1]}<{'float' if match[2] == 'f' else 'double'}{label}>"
 
 

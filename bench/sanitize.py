@@ -52,6 +52,7 @@ def main() -> int:
             common = {"reduction": reduction, "align_corners": reduction == "none"}
             compare("soft_cross_entropy", student, target, weight=valid, **common)
             compare("cross_entropy", student, labels, **common)
+            compare("dice_loss", student, labels, align_corners=common["align_corners"])
             for norm in functional.NORMS:
                 options = {"valid": valid, "size": size, "norm": norm, **common}
                 compare("consistency_loss", student, decoder, cam, **options)

@@ -111,6 +111,13 @@ inline void check_class_sums(const Tensor& logits, const Tensor& labels) {
   check_labels(logits, labels);
 }
 
+inline void check_class_sums_backward(const Tensor& upstream, const Tensor& logits, const Tensor& labels) {
+  check_class_sums(logits, labels);
+  STD_TORCH_CHECK(upstream.dim() == 2 && upstream.size(0) == 3 && upstream.size(1) == logits.size(1) &&
+                      upstream.scalar_type() == (is_float64(logits) ? ScalarType::Double : ScalarType::Float),
+                  "the gradient of the sums must be [3, C], of the dtype of the sums");
+}
+
 inline void check_consistency_loss(const Tensor& student, const std::optional<Tensor>& upstream, const Tensor& decoder,
                                    const Tensor& cam, const std::optional<Tensor>& valid, int64_t height,
                                    int64_t width) {

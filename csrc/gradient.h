@@ -13,26 +13,24 @@ namespace {
 template <class T>
 class GradientBand {
  public:
-  GradientBand(const Frame& frame, const Map<T>& map, const Gradient<T>& gradient, Arena& arena)
-      : frame_(frame),
-        map_(map),
-        gradient_(gradient),
-        classes_(frame.classes),
-        pitch_((frame.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+  GradientBand(const LossJob<T>& job, Arena& arena)
+      : job_(job),
+        classes_(job.frame.classes),
+        pitch_((job.frame.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
         sum_(arena.take<Vec<T>>(classes_)),
         below_(arena.take<Vec<T>>(classes_)),
         carry_(arena.take<Vec<T>>(classes_)),
-        rows_(arena.take<T>(gradient.map ? map.max_rows * classes_ * pitch_ + kReadBehind : 0)),
+        rows_(arena.take<T>(job.gradient ? job.student.max_rows * classes_ * pitch_ + kReadBehind : 0)),
         high_(arena.take<Vec<T>>(classes_)) {}
 
   void begin_band(int64_t item) {
-    const Bands& bands = frame_.bands;
+    const Bands& bands = job_.frame.bands;
     item_ = item;
     image_ = item / bands.count;
     band_ = item % bands.count;
-    first_ = map_.rows.low[bands.row[band_]];
-    const int64_t low = map_.rows.low[bands.row[band_ + 1] - 1];
-    last_ = low + 1 < map_.rows.source ? low + 1 : low;
+    first_ = job_.student.rows.low[bands.row[band_]];
+    const int64_t low = job_.student.rows.low[bands.row[band_ + 1] - 1];
+    last_ = low + 1 < job_.student.rows.source ? low + 1 : low;
   }
 
   void begin_columns(int64_t x) {
@@ -63,11 +61,11 @@ class GradientBand {
 
   // Fold the rows of the band into the gradient, the row shared with the next band into the overlap.
   void end_band() {
-    const Bands& bands = frame_.bands;
-    const int64_t height = map_.rows.source, width = map_.columns.source;
+    const Bands& bands = job_.frame.bands;
+    const int64_t height = job_.student.rows.source, width = job_.student.columns.source;
     const int64_t begin = bands.node[band_], end = bands.node[band_ + 1];
-    T* const map = gradient_.map + image_ * classes_ * height * width;
-    T* const overlap = gradient_.overlap + item_ * classes_ * width;
+    T* const map = job_.gradient + image_ * classes_ * height * width;
+    T* const overlap = job_.overlap + item_ * classes_ * width;
     for (int64_t node = begin; node < end; ++node) put(node, map + node * width, height * width);
     put(last_ < end ? -1 : last_, overlap, width);
   }
@@ -113,13 +111,13 @@ class GradientBand {
   void put(int64_t node, T* narrow, int64_t stride) {
     if (node >= first_ && node <= last_) return fold(row(node, 0), narrow, stride);
     for (int64_t c = 0; c < classes_; ++c) {
-      for (int64_t x = 0; x < map_.columns.source; ++x) narrow[c * stride + x] = T(0);
+      for (int64_t x = 0; x < job_.student.columns.source; ++x) narrow[c * stride + x] = T(0);
     }
   }
 
   void fold(const T* wide, T* narrow, int64_t stride) {
-    const Axis<T>& axis = map_.columns;
-    const Fold<T>& fold = gradient_.fold;
+    const Axis<T>& axis = job_.student.columns;
+    const Fold<T>& fold = job_.fold;
     for (int64_t c = 0; c < classes_; ++c) high_[c] = Vec<T>{};
     for (int64_t n = 0; n < axis.source; n += kLanes<T>) {
       const int64_t nodes = axis.source - n < kLanes<T> ? axis.source - n : kLanes<T>;
@@ -156,7 +154,7 @@ class GradientBand {
 
   // Add up what the columns give to kLanes nodes from n on, and to the node after each of them.
   void fold_nodes(const T* wide, int64_t n, Vec<T>& low, Vec<T>& high) const {
-    const Fold<T>& fold = gradient_.fold;
+    const Fold<T>& fold = job_.fold;
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {  // shuffles of the 64 columns are several times faster than gathers
       const int32_t base = fold.base[n / 16];
@@ -187,9 +185,7 @@ class GradientBand {
 
   static constexpr int64_t kReadBehind = 64;  // fold_nodes reads whole vectors
 
-  const Frame& frame_;
-  const Map<T>& map_;
-  const Gradient<T>& gradient_;
+  const LossJob<T>& job_;
   const int64_t classes_, pitch_;
   Vec<T>*const sum_, *const below_, *const carry_;  // [C]
   T* const rows_;                                   // [max_rows, C, pitch]

@@ -62,48 +62,6 @@ class MapTable {
   std::vector<T> factor_;
 };
 
-// The gradient of a map, and the tables behind the struct Gradient.
-template <class T>
-class GradientTable {
- public:
-  GradientTable(const Tensor& logits, const MapTable<T>& table, const BandTable<T>& bands, bool wanted)
-      : bands_(bands.bands()),
-        fold_(table.columns()),
-        overlap_(wanted ? logits.size(0) * bands_.count * logits.size(1) * logits.size(3) : 0),
-        map_(wanted ? torch::stable::new_empty(logits, {logits.size(0), logits.size(1), logits.size(2), logits.size(3)},
-                                               kScalarType<T>)
-                    : torch::stable::new_empty(logits, {0}, kScalarType<T>)),
-        wanted_(wanted) {}
-
-  Gradient<T> gradient() {
-    return {wanted_ ? map_.template mutable_data_ptr<T>() : nullptr, overlap_.data(), fold_.fold()};
-  }
-
-  // Return the map, empty if not wanted, once all bands are done.
-  Tensor finish() {
-    if (!wanted_) return map_;
-    const int64_t classes = map_.size(1), height = map_.size(2), width = map_.size(3);
-    T* const map = map_.template mutable_data_ptr<T>();
-    for (int64_t item = 0; item < map_.size(0) * bands_.count; ++item) {
-      const int64_t image = item / bands_.count, node = bands_.node[item % bands_.count + 1];
-      if (node == height) continue;
-      for (int64_t c = 0; c < classes; ++c) {
-        T* const row = map + ((image * classes + c) * height + node) * width;
-        const T* const more = overlap_.data() + (item * classes + c) * width;
-        for (int64_t x = 0; x < width; ++x) row[x] += more[x];
-      }
-    }
-    return map_;
-  }
-
- private:
-  const Bands& bands_;
-  const FoldTable<T> fold_;
-  std::vector<T> overlap_;
-  Tensor map_;
-  const bool wanted_;
-};
-
 // Do items [0, count) with a kernel on torch's threads, each thread with scratch memory of its own.
 template <class Job>
 void run_items(int64_t count, int64_t scratch, void (*kernel)(const Job&, int64_t, void*), const Job& job) {

@@ -38,15 +38,6 @@ struct Fold {
   const int32_t* extra;   // [extras] columns
 };
 
-// Where the gradient of a map goes. A band writes the rows of nodes that it owns, and the row below them, which the
-// next band owns, to the overlap.
-template <class T>
-struct Gradient {
-  T* map;      // [B, C, h, w], or null where no gradient is wanted
-  T* overlap;  // [items, C, w]
-  Fold<T> fold;
-};
-
 // A low-resolution map of logits and its interpolation to the output size. Its values are used in units of ln 2:
 // logit * factor[image] / ln 2.
 template <class T>
@@ -88,6 +79,7 @@ struct LossJob {
   View classes;           // [B, H, W], u8 or i64
   int64_t ignore_index;   // ... of classes
   const T* class_weight;  // [C] or null
+  const T* of_sums;       // [2, C] the gradients of the first two class sums
   Fusion<T> fusion;
   T threshold;
   bool hard;
@@ -95,21 +87,20 @@ struct LossJob {
   View upstream;    // [B, H, W] or null: gradient of the unreduced loss
   T* loss;          // [B, H, W] or null
   double* partial;  // [items, 2] sum of the loss, sum of weights
-  Gradient<T> gradient;
+  T* gradient;      // [B, C, h, w] or null
+  T* overlap;       // [items, C, w] gradient of the row below the owned ones
+  Fold<T> fold;
 };
 
 // Sums over the pixels that have a label: of each class's probability where it is the label, of its probability
-// anywhere, and of the pixels whose label it is; or the gradient that comes back from the first two.
+// anywhere, and of the pixels whose label it is.
 template <class T>
 struct ClassSumsJob {
   Frame frame;
   Map<T> logits;
-  View labels;  // [B, H, W], u8 or i64
+  View classes;  // [B, H, W], u8 or i64
   int64_t ignore_index;
-  double* partial;      // [items, 3, C] where no gradient is wanted
-  const T* of_overlap;  // [C] the gradients of the sums
-  const T* of_probability;
-  Gradient<T> gradient;
+  double* partial;  // [items, 3, C]
 };
 
 template <class T>

@@ -27,7 +27,7 @@ class LossBand {
         staged_student_(job.student, classes_, arena_),
         student_(staged_student_, arena_),
         label_(job.fusion, job.label == Label::fused ? classes_ : 0, arena_),
-        gradient_(job.frame, job.student, job.gradient, arena_),
+        gradient_(job, arena_),
         target_(arena_.take<Vec<T>>(job.label == Label::target ? classes_ : 0)) {}
 
   int64_t scratch() const { return arena_.used(); }
@@ -39,7 +39,7 @@ class LossBand {
     const int64_t begin = frame.bands.row[band], end = frame.bands.row[band + 1];
     staged_student_.stage(image_, begin, end);
     if (job_.label == Label::fused) label_.stage(image_, begin, end);
-    if (job_.gradient.map) gradient_.begin_band(item);
+    if (job_.gradient) gradient_.begin_band(item);
     double loss = 0, weight = 0;
     for (x_ = 0; x_ < frame.width; x_ += kLanes<T>) {
       pixels_ = frame.width - x_ < kLanes<T> ? frame.width - x_ : kLanes<T>;
@@ -50,7 +50,7 @@ class LossBand {
         weight += double(weight_[i]);
       }
     }
-    if (job_.gradient.map) gradient_.end_band();
+    if (job_.gradient) gradient_.end_band();
     job_.partial[2 * item] = loss;
     job_.partial[2 * item + 1] = weight;
   }
@@ -60,7 +60,7 @@ class LossBand {
     end_ = end;
     student_.begin_columns(x_);
     if (job_.label == Label::fused) label_.begin_columns(x_);
-    if (job_.gradient.map) gradient_.begin_columns(x_);
+    if (job_.gradient) gradient_.begin_columns(x_);
     for (y_ = begin; y_ < end; ++y_) {
       Vec<T> pixel_loss = {};
       switch (job_.label) {
@@ -73,6 +73,9 @@ class LossBand {
         case Label::fused:
           pixel_loss = fused_row();
           break;
+        case Label::sums:
+          sums_row();
+          break;
       }
       loss_ += pixel_loss;
       if (job_.loss) {
@@ -80,7 +83,7 @@ class LossBand {
         for (int64_t i = 0; i < pixels_; ++i) to[i] = pixel_loss[i];
       }
     }
-    if (job_.gradient.map) gradient_.end_columns();
+    if (job_.gradient) gradient_.end_columns();
   }
 
   // The weight of each pixel, zero behind the last one; it counts in the mean.
@@ -144,12 +147,38 @@ class LossBand {
     return hard(kept, w);
   }
 
+  // With the gradients b of a class's probability where it is the label and a of its probability anywhere, that of
+  // logit c is p_c (g_c - sum_k p_k g_k), where g_c = a_c, plus b_c for the label.
+  void sums_row() {
+    int64_t labels[kLanes<T>];
+    Vec<T> labeled = {};
+    for_labels<T>(job_.classes, job_.ignore_index, classes_, image_, y_, x_, pixels_, [&](int64_t i, int64_t label) {
+      labels[i] = label;
+      labeled[i] = T(1);
+    });
+    student_.row(y_);
+    gradient_.move_to(student_.node());
+    const T *b = job_.of_sums, *a = b + classes_;
+    const Vec<T>* e = student_.e();
+    const Vec<T> share = labeled / student_.sum(), weight = student_.weight();
+    Vec<T> mean = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e[c] * a[c]; });
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (labeled[i] != T(0)) mean[i] += e[labels[i]][i] * b[labels[i]];
+    }
+    mean *= share;
+    for (int64_t c = 0; c < classes_; ++c) gradient_.add(c, e[c] * share * (a[c] - mean), weight);
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (labeled[i] == T(0)) continue;
+      gradient_.add(labels[i], i, e[labels[i]][i] * share[i] * b[labels[i]], weight[i]);
+    }
+  }
+
   // Loss and gradient of probabilities scale * target, whose sum over classes times the pixel's weight is `total`.
   Vec<T> soft(Target<T> target, Vec<T> scale, Vec<T> total) {
     const Vec<T> share = total / student_.sum(), weight = student_.weight();
     const Vec<T>*upper = student_.upper(), *lower = student_.lower();
     Pair<T> product;
-    if (job_.gradient.map) {
+    if (job_.gradient) {
       gradient_.move_to(student_.node());
       const Vec<T>* e = student_.e();
       product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
@@ -171,7 +200,7 @@ class LossBand {
   Vec<T> hard(Int<T> label, Vec<T> w) {
     const Vec<T> weight = student_.weight();
     Vec<T> product = {};
-    if (job_.gradient.map) {
+    if (job_.gradient) {
       gradient_.move_to(student_.node());
       const Vec<T> share = w / student_.sum();
       const Vec<T>* e = student_.e();
@@ -180,7 +209,7 @@ class LossBand {
     for (int i = 0; i < kLanes<T>; ++i) {
       if (w[i] == T(0)) continue;
       product[i] = w[i] * student_.value(label[i], i);
-      if (job_.gradient.map) gradient_.add(label[i], i, -w[i], weight[i]);
+      if (job_.gradient) gradient_.add(label[i], i, -w[i], weight[i]);
     }
     return pixel_loss<T>(w, w, student_.log2_sum(), product);
   }

@@ -2,7 +2,9 @@
 //
 // `loss` operators return (loss, denominator, gradient): the mean divides by the denominator, and the gradient of the
 // undivided sum with respect to the logits comes along when `gradient` asks for it, at the low resolution. Backward
-// only scales it. For the unreduced loss backward calls the operator again with `upstream`, its gradient.
+// only scales it. For the unreduced loss backward calls the operator again with `upstream`, its gradient. The Dice
+// loss, whose gradient at a pixel depends on sums over all of them, is made of an operator for these sums and of its
+// backward.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -40,30 +42,45 @@ void advise_huge_pages(const Tensor& tensor, int64_t bytes) {
 template <class T>
 LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& table, const BandTable<T>& bands,
                     int64_t reduction, bool with_gradient) {
-  const int64_t images = student.size(0), height = table.rows().target, width = table.columns().target;
+  const int64_t images = student.size(0), classes = student.size(1), nodes = student.size(3);
+  const int64_t height = table.rows().target, width = table.columns().target;
   const int64_t items = images * bands.bands().count;
+  const FoldTable<T> fold(table.columns());
   std::vector<double> partial(2 * items);
-  GradientTable<T> gradient(student, table, bands, with_gradient);
+  std::vector<T> overlap(with_gradient ? items * classes * nodes : 0);
+  Tensor gradient = with_gradient
+                        ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
+                        : torch::stable::new_empty(student, {0}, kScalarType<T>);
   Tensor loss = reduction == kNone ? torch::stable::new_empty(student, {images, height, width}, kScalarType<T>)
                                    : torch::stable::new_empty(student, {}, kScalarType<T>);
   Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
 
-  job.frame = {images, student.size(1), height, width, bands.bands()};
+  job.frame = {images, classes, height, width, bands.bands()};
   job.student = table.map(bands);
   job.loss = reduction == kNone ? loss.template mutable_data_ptr<T>() : nullptr;
+  job.gradient = with_gradient ? gradient.template mutable_data_ptr<T>() : nullptr;
+  job.overlap = overlap.data();
   job.partial = partial.data();
-  job.gradient = gradient.gradient();
+  job.fold = fold.fold();
   run_items(items, kernels<T>().loss_scratch(job), kernels<T>().loss, job);
 
   double sum = 0, weight = 0;
   for (int64_t item = 0; item < items; ++item) {
     sum += partial[2 * item];
     weight += partial[2 * item + 1];
+    const int64_t image = item / bands.bands().count, band = item % bands.bands().count;
+    const int64_t node = bands.bands().node[band + 1];
+    if (!with_gradient || node == student.size(2)) continue;
+    for (int64_t c = 0; c < classes; ++c) {
+      T* row = job.gradient + ((image * classes + c) * student.size(2) + node) * nodes;
+      const T* more = overlap.data() + (item * classes + c) * nodes;
+      for (int64_t x = 0; x < nodes; ++x) row[x] += more[x];
+    }
   }
   const double divisor = reduction == kMean && weight > 0 ? weight : 1.0;
   *denominator.template mutable_data_ptr<T>() = T(divisor);
   if (reduction != kNone) *loss.template mutable_data_ptr<T>() = T(sum / divisor);
-  return {loss, denominator, gradient.finish()};
+  return {loss, denominator, gradient};
 }
 
 template <class T>
@@ -112,6 +129,51 @@ LossResult cross_entropy(const Tensor& logits, const std::optional<Tensor>& upst
   check_cross_entropy(logits, upstream, labels, class_weight);
   const auto run = is_float64(logits) ? cross_entropy_as<double> : cross_entropy_as<float>;
   return run(logits, upstream, labels, class_weight, ignore_index, reduction, align_corners, gradient);
+}
+
+template <class T>
+Tensor class_sums_as(const Tensor& logits, const Tensor& labels, int64_t ignore_index, bool align_corners) {
+  const int64_t images = logits.size(0), classes = logits.size(1), height = labels.size(1), width = labels.size(2);
+  const MapTable<T> table(logits, height, width, align_corners);
+  const BandTable<T> bands(table.rows());
+  const int64_t items = images * bands.bands().count;
+  std::vector<double> partial(items * 3 * classes), sums(3 * classes);
+  const ClassSumsJob<T> job = {
+      {images, classes, height, width, bands.bands()}, table.map(bands), view_of(labels), ignore_index, partial.data()};
+  run_items(items, kernels<T>().class_sums_scratch(job), kernels<T>().class_sums, job);
+  for (int64_t item = 0; item < items; ++item) {
+    for (int64_t i = 0; i < 3 * classes; ++i) sums[i] += partial[item * 3 * classes + i];
+  }
+  Tensor result = torch::stable::new_empty(logits, {3, classes}, kScalarType<T>);
+  std::copy(sums.begin(), sums.end(), result.template mutable_data_ptr<T>());
+  return result;
+}
+
+Tensor class_sums(const Tensor& logits, const Tensor& labels, int64_t ignore_index, bool align_corners) {
+  check_class_sums(logits, labels);
+  const auto run = is_float64(logits) ? class_sums_as<double> : class_sums_as<float>;
+  return run(logits, labels, ignore_index, align_corners);
+}
+
+template <class T>
+Tensor class_sums_backward_as(const Tensor& upstream, const Tensor& logits, const Tensor& labels, int64_t ignore_index,
+                              bool align_corners) {
+  const MapTable<T> table(logits, labels.size(1), labels.size(2), align_corners);
+  const BandTable<T> bands(table.rows());
+  const Tensor of_sums = torch::stable::contiguous(upstream);
+  LossJob<T> job = {};
+  job.label = Label::sums;
+  job.classes = view_of(labels);
+  job.ignore_index = ignore_index;
+  job.of_sums = of_sums.template const_data_ptr<T>();
+  return std::get<2>(run_loss(job, logits, table, bands, kSum, true));
+}
+
+Tensor class_sums_backward(const Tensor& upstream, const Tensor& logits, const Tensor& labels, int64_t ignore_index,
+                           bool align_corners) {
+  check_class_sums_backward(upstream, logits, labels);
+  const auto run = is_float64(logits) ? class_sums_backward_as<double> : class_sums_backward_as<float>;
+  return run(upstream, logits, labels, ignore_index, align_corners);
 }
 
 template <class T>
@@ -200,6 +262,10 @@ STABLE_TORCH_LIBRARY(pseudoseg_fast, library) {
   library.def(
       "cross_entropy(Tensor logits, Tensor? upstream, Tensor labels, Tensor? class_weight, int ignore_index, "
       "int reduction, bool align_corners, bool gradient) -> (Tensor, Tensor, Tensor)");
+  library.def("class_sums(Tensor logits, Tensor labels, int ignore_index, bool align_corners) -> Tensor");
+  library.def(
+      "class_sums_backward(Tensor upstream, Tensor logits, Tensor labels, int ignore_index, bool align_corners) -> "
+      "Tensor");
   library.def(
       "consistency_loss(Tensor student_logits, Tensor? upstream, Tensor decoder_logits, Tensor cam_logits, "
       "Tensor? valid, SymInt height, SymInt width, float gamma, float temperature, int norm, float norm_eps, "
@@ -213,6 +279,8 @@ STABLE_TORCH_LIBRARY(pseudoseg_fast, library) {
 STABLE_TORCH_LIBRARY_IMPL(pseudoseg_fast, CPU, library) {
   library.impl("soft_cross_entropy", TORCH_BOX(&psf::soft_cross_entropy));
   library.impl("cross_entropy", TORCH_BOX(&psf::cross_entropy));
+  library.impl("class_sums", TORCH_BOX(&psf::class_sums));
+  library.impl("class_sums_backward", TORCH_BOX(&psf::class_sums_backward));
   library.impl("consistency_loss", TORCH_BOX(&psf::consistency_loss));
   library.impl("fuse_predictions", TORCH_BOX(&psf::fuse_predictions));
   library.impl("predict_labels", TORCH_BOX(&psf::predict_labels));

@@ -14,8 +14,9 @@ struct View {
   int64_t strides[4];
 };
 
-// Where the label of a loss comes from: given probabilities, given classes, or two maps.
-enum class Label { target, classes, fused };
+// Where the label of a loss comes from: given probabilities, given classes, or two maps; or no loss, but the gradient
+// that comes back from sums of probabilities by class.
+enum class Label { target, classes, fused, sums };
 
 // How a fused label is sharpened: y^(1 / temperature), with 1 and 0.5 apart.
 enum class Power { one, square, any };

@@ -53,14 +53,15 @@ def test_no_kernel_spills_on_any_architecture(compiled):
     architectures = {row["architecture"] for row in kernels}
     assert architectures == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100"}
     for architecture in architectures:
-        assert sum(row["architecture"] == architecture for row in kernels) == 16
+        assert sum(row["architecture"] == architecture for row in kernels) == 22
     assert [row for row in kernels if row["spill_bytes"]] == []
 
 
 @needs_nvcc
 def test_library_loads_without_a_gpu(compiled):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", LOAD, str(compiled[0]), *cuda.FUNCTIONS]
+    operators = {*cuda.FUNCTIONS, "class_sums", "class_sums_backward"} - {"dice_loss"}  # which is made of these
+    command = [sys.executable, "-c", LOAD, str(compiled[0]), *operators]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

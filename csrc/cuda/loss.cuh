@@ -84,7 +84,7 @@ class LossTile {
     for (int k = 0; k < kSlots<T>; ++k) sum_[k] = below_[k] = T(0);
     for (int y = top; y < bottom; ++y) {
       T counted = counts_ ? T(1) : T(0);
-      const T value = pixel(y, counted);
+      const T value = kLabel == Label::sums ? add_of_sums(y, counted) : pixel(y, counted);
       if (group_.member() != 0 || !counts_) continue;
       memory_.sums[threadIdx.x] += double(value);
       memory_.sums[kThreads + threadIdx.x] += double(counted);
@@ -99,10 +99,8 @@ class LossTile {
   __device__ __forceinline__ T pixel(int y, T& counted) {
     int label = -1;  // of a hard label
     if constexpr (kLabel == Label::classes) {
-      const int64_t given = read_label(y);
-      const bool valid = given != work_.ignore_index && given >= 0 && given < work_.classes;
-      if (valid) label = int(given);
-      counted = !valid ? T(0) : work_.class_weight ? counted * work_.class_weight[given] : counted;
+      label = read_label(work_.labels, tile_.image, y, x_, work_.ignore_index, work_.classes);
+      counted = label < 0 ? T(0) : work_.class_weight ? counted * work_.class_weight[label] : counted;
     } else if (work_.weight.data) {
       counted *= read_pixel<T>(work_.weight, tile_.image, y, x_);
     }
@@ -142,6 +140,35 @@ class LossTile {
     return pixel_loss<T>(w, total, log2_of(sums[0]) + most[0], scale * sums[2]);
   }
 
+  // With the gradients b of a class's probability where it is the label and a of its probability anywhere, that of
+  // logit c is p_c (g_c - sum_k p_k g_k), where g_c = a_c, plus b_c for the label. There is no loss.
+  __device__ __forceinline__ T add_of_sums(int y, T counted) {
+    const int label = read_label(work_.labels, tile_.image, y, x_, work_.ignore_index, work_.classes);
+    student_.move_to(tile_.image, y);
+    T most[1] = {student_.value(0)}, e[kSlots<T>], given[kSlots<T>], sums[2] = {T(0), T(0)};
+    student_.each([&](int k) {
+      e[k] = student_.value(k);
+      most[0] = e[k] > most[0] ? e[k] : most[0];
+    });
+    group_.max(most);
+    student_.each([&](int k) {
+      const int c = student_.class_of(k);
+      given[k] = student_.has(k) ? work_.of_sums[work_.classes + c] : T(0);
+      if (c == label) given[k] += work_.of_sums[c];
+      e[k] = exp2_of(e[k] - most[0]);
+      sums[0] += e[k];
+      sums[1] += e[k] * given[k];
+    });
+    group_.sum(sums);
+    const T share = (label < 0 ? T(0) : counted) / sums[0], mean = sums[1] / sums[0], weight = student_.weight();
+    student_.each([&](int k) {
+      const T g = e[k] * share * (given[k] - mean);
+      sum_[k] += g;
+      below_[k] += weight * g;
+    });
+    return T(0);
+  }
+
   // The class of a hard fused label. A label that is not sure enough loses its weight; a NaN is not hidden.
   __device__ __forceinline__ int decide(T& w) {
     const bool thresholded = work_.threshold > T(0);
@@ -161,13 +188,6 @@ class LossTile {
     if (thresholded && confidence < work_.threshold) w = T(0);
     if (work_.hard) w += T(0) * sum[0];
     return best;
-  }
-
-  __device__ int64_t read_label(int y) const {
-    const View& labels = work_.labels;
-    const int64_t i = tile_.image * labels.strides[0] + y * labels.strides[2] + x_ * labels.strides[3];
-    if (labels.dtype == Dtype::u8) return static_cast<const uint8_t*>(labels.data)[i];
-    return static_cast<const int64_t*>(labels.data)[i];
   }
 
   __device__ void read_target(int y, T (&share)[kSlots<T>]) const {

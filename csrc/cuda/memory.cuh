@@ -68,4 +68,12 @@ __device__ inline T read_pixel(const View& view, int64_t b, int y, int x) {
   }
 }
 
+// The class of a pixel in labels [B, H, W], u8 or i64; -1 where it is ignored or none of the classes.
+__device__ inline int read_label(const View& labels, int64_t b, int y, int x, int64_t ignore_index, int classes) {
+  const int64_t i = b * labels.strides[0] + y * labels.strides[2] + x * labels.strides[3];
+  const int64_t label = labels.dtype == Dtype::u8 ? int64_t(static_cast<const uint8_t*>(labels.data)[i])
+                                                  : static_cast<const int64_t*>(labels.data)[i];
+  return label != ignore_index && label >= 0 && label < classes ? int(label) : -1;
+}
+
 }  // namespace psf::cuda

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "arguments.h"
+#include "class_sums.cuh"
 #include "finish.cuh"
 #include "loss.cuh"
 #include "norm.cuh"
@@ -114,6 +115,54 @@ LossResult cross_entropy(const Tensor& logits, const std::optional<Tensor>& upst
   return run(logits, upstream, labels, class_weight, ignore_index, reduction, align_corners, gradient);
 }
 
+template <class T>
+Tensor class_sums_as(const Tensor& logits, const Tensor& labels, int64_t ignore_index, bool align_corners) {
+  const Launcher launch(logits);
+  const int64_t images = logits.size(0), classes = logits.size(1), height = labels.size(1), width = labels.size(2);
+  Maps<T> maps(launch, {&logits}, height, width, align_corners);
+  const int group = group_size<T>(classes);
+  const Tiling tiling =
+      tiling_of(images, logits.size(2), logits.size(3), height, width, kThreads / group, logits.size(3));
+  const Tensor partial = torch::stable::new_empty(logits, {3 * classes * tiling.count()}, ScalarType::Double);
+  Tensor sums = torch::stable::new_empty(logits, {3, classes}, kScalarType<T>);
+  const ClassSumsWork<T> work = {
+      tiling, group, int(classes), maps[0], view_of(labels), ignore_index, partial.template mutable_data_ptr<double>()};
+  Shared shared(nullptr);
+  Group::reserve(shared);
+  class_sums_memory(shared);
+  launch(class_sums_kernel<T>, tiling.count(), 1, shared.bytes(), work);
+  const SumOfTilesWork<T> all = {work.partial, tiling.count(), sums.template mutable_data_ptr<T>()};
+  launch(sum_of_tiles_kernel<T>, 3 * classes, 1, kWarps * sizeof(double), all);
+  return sums;
+}
+
+Tensor class_sums(const Tensor& logits, const Tensor& labels, int64_t ignore_index, bool align_corners) {
+  check_class_sums(logits, labels);
+  const auto run = is_float64(logits) ? class_sums_as<double> : class_sums_as<float>;
+  return run(logits, labels, ignore_index, align_corners);
+}
+
+template <class T>
+Tensor class_sums_backward_as(const Tensor& upstream, const Tensor& logits, const Tensor& labels, int64_t ignore_index,
+                              bool align_corners) {
+  const Launcher launch(logits);
+  Maps<T> maps(launch, {&logits}, labels.size(1), labels.size(2), align_corners);
+  const Tensor of_sums = torch::stable::contiguous(upstream);
+  LossWork<T> work = {};
+  work.student = maps[0];
+  work.labels = view_of(labels);
+  work.ignore_index = ignore_index;
+  work.of_sums = of_sums.template const_data_ptr<T>();
+  return std::get<2>(run_loss<T, Label::sums>(launch, work, logits, kSum, true));
+}
+
+Tensor class_sums_backward(const Tensor& upstream, const Tensor& logits, const Tensor& labels, int64_t ignore_index,
+                           bool align_corners) {
+  check_class_sums_backward(upstream, logits, labels);
+  const auto run = is_float64(logits) ? class_sums_backward_as<double> : class_sums_backward_as<float>;
+  return run(upstream, logits, labels, ignore_index, align_corners);
+}
+
 // Compute the common factor of two maps, [B], and point both to it.
 template <class T>
 Tensor common_factor(const Launcher& launch, const Tensor& like, Map<T>& decoder, Map<T>& cam,
@@ -206,6 +255,8 @@ Tensor predict_labels(const Tensor& logits, int64_t height, int64_t width, bool 
 STABLE_TORCH_LIBRARY_IMPL(pseudoseg_fast, PSF_DEVICE, library) {
   library.impl("soft_cross_entropy", TORCH_BOX(&psf::cuda::soft_cross_entropy));
   library.impl("cross_entropy", TORCH_BOX(&psf::cuda::cross_entropy));
+  library.impl("class_sums", TORCH_BOX(&psf::cuda::class_sums));
+  library.impl("class_sums_backward", TORCH_BOX(&psf::cuda::class_sums_backward));
   library.impl("consistency_loss", TORCH_BOX(&psf::cuda::consistency_loss));
   library.impl("predict_labels", TORCH_BOX(&psf::cuda::predict_labels));
 }

@@ -90,6 +90,7 @@ struct LossWork {
   View labels;            // [B, H, W], u8 or i64
   int64_t ignore_index;   // ... of labels
   const T* class_weight;  // [C] or null
+  const T* of_sums;       // [2, C] the gradients of the first two class sums
   Fusion<T> fusion;
   T threshold;
   bool hard;

@@ -9,6 +9,7 @@ from pseudoseg_fast import build
 from pseudoseg_fast.backends.native import (
     consistency_loss,
     cross_entropy,
+    dice_loss,
     load,
     predict_labels,
     soft_cross_entropy,
@@ -19,12 +20,13 @@ __all__ = [
     "MAX_CLASSES",
     "consistency_loss",
     "cross_entropy",
+    "dice_loss",
     "predict_labels",
     "refusal",
     "soft_cross_entropy",
 ]
 
-FUNCTIONS = ("consistency_loss", "cross_entropy", "predict_labels", "soft_cross_entropy")
+FUNCTIONS = ("consistency_loss", "cross_entropy", "dice_loss", "predict_labels", "soft_cross_entropy")
 MAX_CLASSES = 1024
 """The classes that a block can hold; half of that in float64 (csrc/cuda/work.cuh)."""
 

@@ -145,7 +145,7 @@ def cpu_spec(machine: str | None = None) -> Spec:
     return Spec(
         name="pseudoseg_cpu",
         root=root,
-        units=(Unit("ops.cpp"), Unit("ops_class_sums.cpp"), Unit("ops_depthwise.cpp"), *kernels),
+        units=(Unit("ops.cpp"), Unit("ops_depthwise.cpp"), *kernels),
         headers=_headers(root, "*.h"),
         flags=(*_COMMON, *_stable_abi()),
         link_flags=_LINK,
