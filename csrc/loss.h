@@ -161,11 +161,11 @@ class LossBand {
     const T *b = job_.of_sums, *a = b + classes_;
     const Vec<T>* e = student_.e();
     const Vec<T> share = labeled / student_.sum(), weight = student_.weight();
-    Vec<T> mean = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e[c] * a[c]; });
+    // Of e, which may be as small as 2^-115, probabilities first: a product with a gradient could be subnormal.
+    Vec<T> mean = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e[c] * share * a[c]; });
     for (int i = 0; i < kLanes<T>; ++i) {
-      if (labeled[i] != T(0)) mean[i] += e[labels[i]][i] * b[labels[i]];
+      if (labeled[i] != T(0)) mean[i] += e[labels[i]][i] * share[i] * b[labels[i]];
     }
-    mean *= share;
     for (int64_t c = 0; c < classes_; ++c) gradient_.add(c, e[c] * share * (a[c] - mean), weight);
     for (int i = 0; i < kLanes<T>; ++i) {
       if (labeled[i] == T(0)) continue;

@@ -264,6 +264,7 @@ def dice_loss(
     logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
 ) -> Tensor:
     """Compute 1 - the mean over the classes in the labels of ``2 sum(p_c t_c) / (sum(p_c) + sum(t_c))``."""
+    labels = labels.long()  # a uint8 would be compared with ignore_index modulo 256
     classes = torch.arange(logits.shape[1], device=logits.device)
     truth = (labels[:, None] == classes[:, None, None]) & (labels != ignore_index)[:, None]
     probability = upsample(logits.to(compute_dtype(logits)), _map_size(labels), align_corners).softmax(1)

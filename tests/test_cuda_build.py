@@ -60,7 +60,9 @@ def test_no_kernel_spills_on_any_architecture(compiled):
 @needs_nvcc
 def test_library_loads_without_a_gpu(compiled):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    operators = {*cuda.FUNCTIONS, "class_sums", "class_sums_backward"} - {"dice_loss"}  # which is made of these
+    operators = {*cuda.FUNCTIONS, "class_sums", "class_sums_backward"} - {
+        "dice_loss"
+    }  # which is made of these
     command = [sys.executable, "-c", LOAD, str(compiled[0]), *operators]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -307,12 +307,12 @@ def test_torchrun_goes_on_from_the_last_checkpoint_when_a_process_dies(torchrun,
     """One of two processes is killed; the other ends, both are started again, and the result is to the bit the same."""
     changes = {"method.ema": 0.9, "run.resume": "auto"}
     run = torchrun(tmp_path / "killed", changes, "--max-restarts=1")
+    whole = torchrun(tmp_path / "whole", changes)
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     wait_for(lambda: run.poll() is not None or last.exists())
     os.kill(workers_of(run)[-1], signal.SIGKILL)
     printed, _ = run.communicate(timeout=240)
     assert run.returncode == 0, printed
-    whole = torchrun(tmp_path / "whole", changes)
     assert whole.wait(240) == 0
     states = [tiny.checkpoint(tmp_path / name) for name in ("killed", "whole")]
     assert states[0]["step"] == states[1]["step"] == 40

@@ -149,6 +149,15 @@ def test_dice_loss_in_other_dtypes(target, dtype):
 
 
 @on_all_targets
+@pytest.mark.parametrize("far", [76.0, 1000.0])
+def test_dice_loss_with_a_logit_far_above_the_others(target, far):
+    """Where exponentials are as small as float32 can hold, a small gradient must not be lost."""
+    case = Case((1, 3, 8, 8, 4, 4, 64, 64), device=target.device, spread=0.3)
+    case.student[:, 0, :, 0] = far
+    check_loss(target, "dice_loss", case.student, (case.labels,), {}, upstream=torch.tensor(1e-4))
+
+
+@on_all_targets
 def test_dice_loss_at_its_ends(target):
     masks = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8, device=target.device)
     right = torch.tensor([[[[50.0, -50.0, -50.0]], [[-50.0, 50.0, 50.0]]]], device=target.device)
@@ -238,6 +247,12 @@ def test_labels_out_of_range_are_ignored(target):
     dice = functional.dice_loss(logits, labels, backend=target.backend)
     torch.testing.assert_close(dice, 1 - 2 / (1 + 1 / logits.softmax(1)[0, 0, 0, 0]))
     assert functional.dice_loss(logits, small, backend=target.backend) == dice
+    many = torch.randn(1, 300, 2, 2, device=target.device)
+    for ignore_index in (-1, -100, 300):  # a uint8 cannot be any of them
+        options = {"ignore_index": ignore_index, "backend": target.backend}
+        for name in ("cross_entropy", "dice_loss"):
+            loss, same = (getattr(functional, name)(many, y, **options) for y in (small, small.long()))
+            assert loss == same, name
 
 
 @on_all_targets

@@ -166,6 +166,14 @@ def test_second_backward_through_one_graph_is_right():
     torch.testing.assert_close(second, 2 * first)
 
 
+def test_sums_of_dice_keep_their_digits_over_many_pixels():
+    logits = torch.tensor([0.1, 0.2, 0.7]).log().reshape(1, 3, 1, 1)
+    labels = torch.arange(1024 * 1024).reshape(1, 1024, 1024) % 3
+    truth = reference.dice_loss(logits.double(), labels)
+    actual = functional.dice_loss(logits, labels, backend="cpp")
+    torch.testing.assert_close(actual.double(), truth, rtol=0, atol=2e-7)
+
+
 def test_second_derivative_of_dice_is_refused():
     case = Case((2, 3, 4, 4, 2, 2, 9, 9))
     student = case.student.requires_grad_()

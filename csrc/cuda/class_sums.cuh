@@ -16,6 +16,8 @@ struct ClassSumsWork {
   double* partial;  // [3, C, tiles]: probability of a class where it is the label, and anywhere; pixels of the label
 };
 
+constexpr int kRows = 32;  // summed apart from the others, so that the sums of large cells keep their digits
+
 // Shared memory of a block: of each sum one value for every class and every warp, or, where several warps share a
 // pixel, every pixel of a step.
 PSF_HOST_DEVICE inline double* class_sums_memory(Shared& shared) { return shared.take<double>(3 * kThreads); }
@@ -58,28 +60,38 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     overlap[k] = probability[k] = T(0);
     counted[k] = 0;
   }
+  const int bottom = rows.first[tile.row_end];
   for (int step = columns.first[tile.column]; step < right; step += group.step()) {
     const bool counts = step + group.place() < right;
     const int x = counts ? step + group.place() : right - 1;
     logits.begin(tile.image, x);
-    for (int y = rows.first[tile.row]; y < rows.first[tile.row_end]; ++y) {
-      const int label = counts ? read_label(work.labels, tile.image, y, x, work.ignore_index, work.classes) : -1;
-      logits.move_to(tile.image, y);
-      T e[kSlots<T>], most[1] = {logits.value(0)}, total[1] = {T(0)};
+    for (int top = rows.first[tile.row]; top < bottom; top += kRows) {
+      T some_overlap[kSlots<T>], some_probability[kSlots<T>];
+#pragma unroll
+      for (int k = 0; k < kSlots<T>; ++k) some_overlap[k] = some_probability[k] = T(0);
+      for (int y = top; y < min(top + kRows, bottom); ++y) {
+        const int label = counts ? read_label(work.labels, tile.image, y, x, work.ignore_index, work.classes) : -1;
+        logits.move_to(tile.image, y);
+        T e[kSlots<T>], most[1] = {logits.value(0)}, total[1] = {T(0)};
+        logits.each([&](int k) {
+          e[k] = logits.value(k);
+          most[0] = e[k] > most[0] ? e[k] : most[0];
+        });
+        group.max(most);
+        logits.each([&](int k) { total[0] += e[k] = exp2_of(e[k] - most[0]); });
+        group.sum(total);
+        if (label < 0) continue;
+        const T share = T(1) / total[0];
+        logits.each([&](int k) {
+          const bool own = logits.class_of(k) == label;
+          some_probability[k] += e[k] * share;
+          some_overlap[k] += own ? e[k] * share : T(0);
+          counted[k] += own;
+        });
+      }
       logits.each([&](int k) {
-        e[k] = logits.value(k);
-        most[0] = e[k] > most[0] ? e[k] : most[0];
-      });
-      group.max(most);
-      logits.each([&](int k) { total[0] += e[k] = exp2_of(e[k] - most[0]); });
-      group.sum(total);
-      if (label < 0) continue;
-      const T share = T(1) / total[0];
-      logits.each([&](int k) {
-        const bool own = logits.class_of(k) == label;
-        probability[k] += e[k] * share;
-        overlap[k] += own ? e[k] * share : T(0);
-        counted[k] += own;
+        overlap[k] += some_overlap[k];
+        probability[k] += some_probability[k];
       });
     }
   }
