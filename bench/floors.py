@@ -14,6 +14,7 @@ OPERATIONS: Mapping[str, float] = {
     "consistency_loss": 40,
     "cross_entropy": 22,
     "soft_cross_entropy": 22,
+    "dice_loss": 36,
     "fuse_predictions": 19,
     "predict_labels": 7,
 }
@@ -21,6 +22,7 @@ BYTES: Mapping[str, Callable[[int], float]] = {
     "consistency_loss": lambda classes: 0,
     "cross_entropy": lambda classes: 8 / classes,  # int64 labels
     "soft_cross_entropy": lambda classes: 4,  # the target
+    "dice_loss": lambda classes: 16 / classes,  # int64 labels, twice
     "fuse_predictions": lambda classes: 8,  # new pages are cleared, then written
     "predict_labels": lambda classes: 1 / classes,
 }
