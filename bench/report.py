@@ -248,7 +248,7 @@ TABLES: dict[str, Table] = {
 PLOTS: dict[str, Callable[[Path], Path | None]] = {
     "accuracy-demo": lambda path: curves.plot(grid_rows("demo"), path),
     "accuracy-ccp": lambda path: curves.plot(
-        [row for row in grid_rows("ccp") if "25 masks" not in row["name"]], path
+        [row for row in grid_rows("ccp") if not re.search("25 masks|8 a step", row["name"])], path
     ),
     "labels-demo": lambda path: curves.plot_labels(rows_of("labels-demo"), path),
 }
