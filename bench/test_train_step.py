@@ -41,7 +41,7 @@ LITE0 = (
     "--data.classes classes.txt --data.val splits/val.txt --data.workers 0 --optim.batch_size 4 "
 )
 CAMVID = LITE0 + "--data.labeled splits/1_8/labeled.txt --data.unlabeled splits/1_8/unlabeled.txt"
-VOC = "--config voc12 --model.encoder_weights null --data.workers 0"
+VOC = "--config voc12 --run.precision 32-true --model.encoder_weights null --data.workers 0"
 RUNS = {
     "demo": "--config demo",
     "demo_4": "--config demo --optim.batch_size 4",
