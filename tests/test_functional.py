@@ -162,11 +162,11 @@ def test_dice_loss_at_its_ends(target):
     masks = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8, device=target.device)
     right = torch.tensor([[[[50.0, -50.0, -50.0]], [[-50.0, 50.0, 50.0]]]], device=target.device)
     assert functional.dice_loss(right, masks, backend=target.backend) < 1e-6
-    assert functional.dice_loss(-right, masks, backend=target.backend) == pytest.approx(1)
+    assert float(functional.dice_loss(-right, masks, backend=target.backend)) == pytest.approx(1)
     right[0, 0] = -torch.inf
     options = {"backend": target.backend}
     loss, gradient = loss_and_gradient(functional.dice_loss, right, (masks,), options)
-    assert loss == pytest.approx((1 + 1 / 3) / 2)
+    assert float(loss) == pytest.approx((1 + 1 / 3) / 2)
     assert gradient.isfinite().all()
 
 
@@ -331,6 +331,9 @@ def test_arguments_are_not_modified(target):
 @on_all_targets
 def test_gradcheck(target):
     case = Case((1, 3, 3, 2, 2, 2, 5, 4), torch.float64, target.device, spread=1.0)
+    noise = (
+        1e-12 if target == ("eager", "cuda") else 0.0
+    )  # PyTorch adds up gradients of a resizing in any order
     for name, logits, args, options in case.losses():
         for reduction in ("mean", "none"):
 
@@ -338,10 +341,11 @@ def test_gradcheck(target):
                 call = getattr(functional, name)
                 return call(x, *args, **options, reduction=reduction, backend=target.backend)
 
-            assert torch.autograd.gradcheck(function, (logits.requires_grad_(),))
+            assert torch.autograd.gradcheck(function, (logits.requires_grad_(),), nondet_tol=noise)
     assert torch.autograd.gradcheck(
         lambda x: functional.dice_loss(x, case.labels, backend=target.backend),
         (case.student.requires_grad_(),),
+        nondet_tol=noise,
     )
 
 
