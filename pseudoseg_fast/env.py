@@ -62,7 +62,7 @@ def report() -> dict[str, dict[str, str]]:
     """Collect the report: for each section its entries in order, all as text."""
     sections = {"versions": versions(), "machine": machine(), "settings": _settings(), "native": _native()}
     for device in ("cpu", "cuda"):
-        sections[f"backend of {device} tensors, the first that can run"] = _choices(device)
+        sections[f"backend of {device} tensors, the first without an objection"] = _choices(device)
     return sections
 
 
@@ -184,13 +184,13 @@ def _choices(device: str) -> dict[str, str]:
 
 def _choice(function: str, device: str) -> str:
     tensors = [torch.zeros(shape, device=device) for shape in _PROBES[function]]
-    refusals: list[str] = []
-    for name, module in backends.BACKENDS.items():
-        refusal = module.refusal(function, tensors)
-        if not refusal:
-            return "\n".join([name, *refusals])
-        refusals.append(f"not {name}: {refusal.partition(chr(10))[0]}")
-    return "\n".join(["none", *refusals])
+    objections: list[str] = []
+    for name in backends.BACKENDS:
+        objection = backends.objection(name, function, tensors)
+        if not objection:
+            return "\n".join([name, *objections])
+        objections.append(f"not {name}: {objection.partition(chr(10))[0]}")
+    return "\n".join(["none", *objections])
 
 
 def public_functions() -> list[str]:

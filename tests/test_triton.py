@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pseudoseg_fast import backends, functional
 
@@ -60,6 +61,17 @@ def test_compiled_kernels_are_for_cuda_tensors():
     ):
         functional.refine_cam(x, x, x, backend="triton")
     assert backends.choose("refine_cam", (x, x, x)) is not backends.triton.refine_cam
+
+
+def test_what_was_measured_to_be_slower_is_left_to_pytorch(monkeypatch):
+    """Attention of float32 rows, but not where the scores of an image grow large, nor of other dtypes."""
+    monkeypatch.setattr(backends.triton, "refusal", lambda function, tensors: "")
+    with FakeTensorMode():
+        small, large = (torch.zeros(1, length, 128, device="cuda") for length in (1089, 4225))
+    assert backends.choose("refine_cam", (small, small, small)) is backends.eager.refine_cam
+    for function, rows in (("refine_cam", large), ("refine_cam", small.half()), ("pseudo_label", small)):
+        assert backends.choose(function, (rows, rows, rows)) is getattr(backends.triton, function)
+    assert "1089 positions" in backends.objection("triton", "refine_cam", (small, small, small))
 
 
 def test_work_on_the_cpu_loads_no_kernels():

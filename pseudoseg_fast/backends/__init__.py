@@ -2,7 +2,8 @@
 
 Each backend is a module with ``refusal(function, tensors)``, which returns why it cannot run a public function on some
 tensors or an empty string, and a function of the same name and signature as in ``pseudoseg_fast.reference`` for
-everything that it can run. Upon a refusal the automatic choice moves on, and a forced backend raises it.
+everything that it can run. Upon a refusal the automatic choice moves on, and a forced backend raises it. The automatic
+choice passes over what was measured to be slower than what comes after it, too.
 """
 
 import logging
@@ -26,7 +27,8 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
     Args:
         function: name of the public function.
         tensors: its tensor arguments; None stands for one not given.
-        backend: a name in ``BACKENDS``, or ``"auto"`` for the first that can run; that choice is logged at DEBUG.
+        backend: a name in ``BACKENDS``, or ``"auto"`` for the first without an ``objection``; that choice is logged at
+            DEBUG.
 
     Raises:
         ValueError: no backend has this name.
@@ -34,7 +36,7 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
     """
     given = [tensor for tensor in tensors if tensor is not None]
     if backend == "auto":
-        name = next(name for name, module in BACKENDS.items() if not module.refusal(function, given))
+        name = next(name for name in BACKENDS if not objection(name, function, given))
         if not torch.compiler.is_compiling():
             logger.debug("%s runs on backend %r", function, name)
         return getattr(BACKENDS[name], function)
@@ -43,3 +45,11 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
     if refusal := BACKENDS[backend].refusal(function, given):
         raise RuntimeError(f"backend {backend!r} cannot run {function}: {refusal}")
     return getattr(BACKENDS[backend], function)
+
+
+def objection(name: str, function: str, tensors: Sequence[Tensor]) -> str:
+    """Return why ``"auto"`` does not take a backend for a public function on these tensors, or an empty string."""
+    module = BACKENDS[name]
+    return module.refusal(function, tensors) or (
+        triton.slowness(function, tensors) if module is triton else ""
+    )

@@ -22,6 +22,8 @@ FUNCTIONS = ("fuse_predictions", "pseudo_label", "refine_cam")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool)
 _MAX_DEPTH = 256
 _MAX_CLASSES = 1024
+_SMALL_LENGTH = 2048
+"""Positions up to which PyTorch's scores are no burden: 16 MiB an image in float32."""
 
 
 def refusal(function: str, tensors: Sequence[Tensor]) -> str:
@@ -35,6 +37,16 @@ def refusal(function: str, tensors: Sequence[Tensor]) -> str:
     if device.type not in ("cpu", "cuda"):
         return f"it needs CUDA tensors, got one on {device}; use backend='auto'"
     return _size_reason(function, tensors) or _device_reason(device.type, device.index)
+
+
+def slowness(function: str, tensors: Sequence[Tensor]) -> str:
+    """Return by what measurement another backend is faster on a GPU, or an empty string."""
+    query = tensors[0]
+    if function != "refine_cam" or not query.is_cuda or query.dtype != torch.float32:
+        return ""
+    if query.shape[1] > _SMALL_LENGTH:
+        return ""
+    return "PyTorch takes 0.7 ms for 1089 positions in float32 on an H200, forward and backward, these kernels 1.6"
 
 
 def _size_reason(function: str, tensors: Sequence[Tensor]) -> str:
