@@ -24,7 +24,7 @@ from bench import curves
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "bench/README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+DOCUMENTS = ("README.md", "bench/README.md", "bench/tuning.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Table = Callable[[], list[list[str]]]
@@ -58,10 +58,12 @@ def grid_rows(grid: str) -> list[dict[str, Any]]:
     return sorted(known, key=lambda row: (order.index(row["name"]), row["seed"]))
 
 
-def accuracy(grid: str) -> list[list[str]]:
-    """Return mean and spread of each row of a grid."""
+def accuracy(grid: str, only: str = "") -> list[list[str]]:
+    """Return mean and spread of each row of a grid, or of those whose name the expression ``only`` finds."""
     rows = [["run", "mIoU %, last step", "each seed", "mIoU %, best step"]]
     for name, mine in curves.by_name(grid_rows(grid)).items():
+        if not re.search(only, name):
+            continue
         last, best = ([100 * row["miou"][key] for row in mine] for key in ("last", "best"))
         each = " ".join(f"{value:.1f}" for value in last)
         rows.append([name, curves.spread(last), each, curves.spread(best)])
@@ -233,6 +235,7 @@ TABLES: dict[str, Table] = {
         path.stem: partial(accuracy, path.stem.removeprefix("accuracy-"))
         for path in RESULTS.glob("accuracy-*.jsonl")
     },
+    "accuracy-ccp-50": partial(accuracy, "ccp", r"^supervised, 604|\b50 masks"),
     "labels-ccp": lambda: labels("ccp"),
     "kernels": kernels,
     "floors": floors,
@@ -248,7 +251,7 @@ TABLES: dict[str, Table] = {
 PLOTS: dict[str, Callable[[Path], Path | None]] = {
     "accuracy-demo": lambda path: curves.plot(grid_rows("demo"), path),
     "accuracy-ccp": lambda path: curves.plot(
-        [row for row in grid_rows("ccp") if not re.search("25 masks|8 a step", row["name"])], path
+        [row for row in grid_rows("ccp") if not re.search("25 masks|8 a step|(small|FixMatch-style), 100", row["name"])], path
     ),
     "labels-demo": lambda path: curves.plot_labels(rows_of("labels-demo"), path),
 }

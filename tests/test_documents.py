@@ -17,10 +17,11 @@ from pseudoseg_fast.config import parse_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+BENCH_PAGES = ("bench/README.md", "bench/tuning.md")
 PROGRAM = re.compile(r"python -m (pseudoseg_fast\.\w+)|-m (pseudoseg_fast\.\w+)")
 TINY = """
-data: {crop_size: 32, scales: [1.0], workers: 0}
-model: {encoder_name: test_efficientnet, encoder_weights: null, attention_dim: 8}
+data: {short_side: null, crop_size: 32, scales: [1.0], workers: 0}
+model: {encoder_name: test_efficientnet, encoder_weights: null, weights: null, attention_dim: 8}
 method: {start_u: 0}
 optim: {steps: 2, batch_size: 2}
 run: {accelerator: cpu}
@@ -117,7 +118,7 @@ def test_links_to_files_lead_somewhere(page):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "bench/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *BENCH_PAGES])
 def test_programs_know_the_options_that_pages_give_them(page, monkeypatch, capsys):
     """Benchmarks and tools, which take too long to be run here."""
     text = (ROOT / page).read_text()
@@ -130,7 +131,7 @@ def test_programs_know_the_options_that_pages_give_them(page, monkeypatch, capsy
             assert not [name for name in options if f"{name} " not in known], f"{page}: {module}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "bench/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *BENCH_PAGES])
 def test_benchmarks_and_results_that_are_named_exist(page):
     text = (ROOT / page).read_text()
     for name in re.findall(r"`(bench/[\w/.-]+\.(?:json|jsonl|py|sh|yaml))`", text):
