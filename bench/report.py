@@ -24,7 +24,10 @@ from bench import curves
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "bench/README.md", "bench/tuning.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")))
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for folder in ("docs", "bench") for path in (ROOT / folder).glob("*.md")
+)
+DOCUMENTS = ("README.md", *PAGES)
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Table = Callable[[], list[list[str]]]
@@ -248,10 +251,12 @@ TABLES: dict[str, Table] = {
 }
 
 
+NOT_DRAWN = "25 masks|8 a step|(small|FixMatch-style), 100"
+"""Rows of the grid ccp for which its plot has no room."""
 PLOTS: dict[str, Callable[[Path], Path | None]] = {
     "accuracy-demo": lambda path: curves.plot(grid_rows("demo"), path),
     "accuracy-ccp": lambda path: curves.plot(
-        [row for row in grid_rows("ccp") if not re.search("25 masks|8 a step|(small|FixMatch-style), 100", row["name"])], path
+        [row for row in grid_rows("ccp") if not re.search(NOT_DRAWN, row["name"])], path
     ),
     "labels-demo": lambda path: curves.plot_labels(rows_of("labels-demo"), path),
 }
