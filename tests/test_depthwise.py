@@ -1,9 +1,6 @@
 """The convolution of each channel with a filter of its own, against PyTorch's in float64."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,25 +123,6 @@ def test_every_element_of_a_result_is_written():
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_older_instruction_sets_agree(isa):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "values or any_",
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PSEUDOSEG_ISA": isa}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_operators_pass_opcheck():

@@ -1,8 +1,6 @@
 """What the native kernels promise beyond right values: repeatable, sparing with memory, known to torch."""
 
 import ctypes
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -65,16 +63,6 @@ def test_every_element_of_a_result_is_written(target):
         torch.use_deterministic_algorithms(False)
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_older_instruction_sets_agree(isa):
-    """Run the value tests of this backend in a process that uses an older instruction set."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_functional.py"]
-    command += ["-k", "cpp and (losses_and or dice or fuse or predict or options or other_dtypes)"]
-    environment = os.environ | {"PSEUDOSEG_ISA": isa}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 sides = st.integers(1, 40)

@@ -1,43 +1,23 @@
 """The Triton kernels without a GPU: run by the interpreter, and compiled for GPUs that are not there."""
 
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+import side_by_side
 import torch
+from side_by_side import PYTEST, ROOT, python
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pseudoseg_fast import backends, functional
 
 triton = pytest.importorskip("triton", reason="needs Triton")
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def python(*arguments, **environment):
-    """Run Python in a process of its own, from the root of the project."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_kernels_in_the_interpreter():
-    """Triton reads TRITON_INTERPRET when it is imported, hence processes of their own; each keeps one core busy."""
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    """Triton reads TRITON_INTERPRET when it is imported, hence processes of their own."""
     files = sorted(ROOT.glob("tests/interpreter/test_*.py"))
     assert files
-    with ThreadPoolExecutor() as pool:
-        runs = pool.map(
-            lambda path: python(*command, str(path), TRITON_INTERPRET="1", OMP_NUM_THREADS="1"), files
-        )
-        for done in runs:
-            assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-3000:]
+    side_by_side.run(*(((*PYTEST, path), {"TRITON_INTERPRET": "1"}) for path in files))
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
