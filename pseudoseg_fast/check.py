@@ -39,6 +39,8 @@ SAVED = (
     *("mask_orientation", "white"),
 )
 """The data options that say what the set is, and not what training makes of it."""
+FILES = ("labeled", "unlabeled", "val", "classes", "tags", "label_map", "color_map")
+"""Those of ``SAVED`` that may be files, as given or else below the root."""
 EXAMPLES = 6
 
 
@@ -88,8 +90,10 @@ def read_sets(
             report.errors.append(str(error))
             return []
 
-    labeled = read(config.labeled, tree.labeled, lambda path: read_list(path, root, index=index))
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
+    held_out = {sample.image for sample in val}
+    kept = [sample for sample in tree.labeled if sample.image not in held_out]
+    labeled = read(config.labeled, kept, lambda path: read_list(path, root, index=index))
     rest = tree.without(val if config.reuse_labeled else [*labeled, *val], root)
     unlabeled = read(
         config.unlabeled, rest, lambda path: read_unlabeled(path, root, index, config.unlabeled_size)
@@ -245,7 +249,22 @@ def check(
             report.notes.append(f"samples: {picture}")
     if not levels.any():
         return {}
+    deep = config.white is None and any(
+        one.peak is not None for name in ("labelled", "unlabelled") for one in scans[name]
+    )
+    if deep and saved:
+        report.warnings.append(
+            "mean and standard deviation are not saved, since they depend on --data.white: run check again with it"
+        )
+    if deep:
+        return {"in_channels": channels}
     mean, std = mean_and_std(levels)
+    if constant := [number for number, spread in enumerate(std, 1) if not spread]:
+        report.warnings.append(
+            f"channels {', '.join(map(str, constant))} of {channels} have one value in all training pictures and can "
+            "teach nothing; their standard deviation is taken to be 1"
+        )
+        std = [spread or 1.0 for spread in std]
     report.notes.append(
         f"training pictures have --model.mean {mean} --model.std {std}"
         + (
@@ -262,14 +281,17 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
 
     Args:
         path: the new file.
-        config: the data set; its root is made absolute.
-        model: channels, mean and standard deviation.
+        config: the data set; its root is made absolute, and so are files that lie below the working directory.
+        model: channels, and perhaps mean and standard deviation.
 
     Raises:
         ValueError: the file is there already.
     """
     root = config.root if config.root == DEMO else os.path.abspath(config.root)
     given, default = to_dict(config) | {"root": root}, to_dict(DataConfig(""))
+    for name in FILES:
+        if isinstance(given[name], str) and os.path.exists(given[name]):
+            given[name] = os.path.abspath(given[name])
     values = {"data": {name: given[name] for name in SAVED if given[name] != default[name]}, "model": model}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         yaml.safe_dump(values, file, sort_keys=False)

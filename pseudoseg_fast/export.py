@@ -182,7 +182,7 @@ def _compare_scores(
         key=lambda row: row[1] - row[2] if row[1] == row[1] else 0.0,
     )
     text = (
-        f"mIoU on {len(data.val)} pictures of {data_config.val}: {100 * before.miou:.2f} before, "
+        f"mIoU on {len(data.val)} val pictures: {100 * before.miou:.2f} before, "
         f"{100 * after.miou:.2f} in {options.precision}; "
         f"{worst[0]} lost most, {100 * worst[1]:.2f} to {100 * worst[2]:.2f}"
     )
@@ -291,6 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
         out = Path(parsed.out)
         if not out.parent.is_dir() or out.is_dir():
             raise ValueError(f"--out expects a file in an existing folder, such as model.onnx, got {out}")
+        if out.suffix == ".ckpt" or (out.exists() and out.samefile(parsed.checkpoint)):
+            raise ValueError(f"--out expects a name that is no checkpoint's, such as model.onnx, got {out}")
         prepare_folder(out.parent)
         int8 = options.precision == "int8"
         data: Data | None

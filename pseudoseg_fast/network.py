@@ -356,4 +356,6 @@ def _channel_values(
         values = imagenet if channels == len(imagenet) else [sum(imagenet) / len(imagenet)] * channels
     if len(values) != channels:
         raise ValueError(f"{name} must hold {channels} values, one per input channel, got {list(values)}")
+    if name == "std" and not all(value > 0 for value in values):
+        raise ValueError(f"std must be positive for every input channel, got {list(values)}")
     return torch.tensor(values, dtype=torch.float32)

@@ -18,7 +18,7 @@ from pseudoseg_fast.config import DataConfig, Parser
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
-from pseudoseg_fast.data.sets import data_root, find_tree, read_labels
+from pseudoseg_fast.data.sets import data_root, find_tree, read_labeled, read_labels
 from pseudoseg_fast.stop import end_quietly
 
 Pixels = NDArray[np.int64]
@@ -146,13 +146,15 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
     tree = find_tree(config, root)[1]
     classes, labels = read_labels(config, root, tree)
     index = Index(tree.samples, tree.image_end)
-    pool = sorted(read_list(config.labeled, root, index=index) if config.labeled else tree.labeled)
+    val = read_list(config.val, root, index=index) if config.val else tree.val
+    held_out = {sample.image for sample in val}
+    pool = [sample for sample in read_labeled(config, root, tree, index, val) if sample.image not in held_out]
     if not pool:
-        raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
-    others = read_unlabeled(config.unlabeled, root, index) if config.unlabeled else tree.unlabeled
-    held_out = {
-        sample.image for sample in (read_list(config.val, root, index=index) if config.val else tree.val)
-    }
+        raise DataError(
+            f"no training pictures with masks below {root} that are no val pictures; give --data.labeled LIST"
+        )
+    pool.sort()
+    others = read_unlabeled(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
     pixels = check_masks(pool, labels)
     order, needed = covering_order(pixels, seed)
     counts = {share.replace("/", "_"): how_many(share, len(pool)) for share in shares}

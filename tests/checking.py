@@ -14,7 +14,10 @@ def save(path, array, **options):
 def make_set(root):
     """Three labelled, one unlabelled and one val picture, 6 x 4, all of them different."""
     for number, part in enumerate(("train", "train", "train", "train", "val")):
-        save(root / f"images/{part}/{number}.png", np.full((4, 6, 3), (10 * number, 100, 255)))
+        save(
+            root / f"images/{part}/{number}.png",
+            np.full((4, 6, 3), (10 * number, 100 + number, 255 - number)),
+        )
         if number != 3:
             save(root / f"masks/{part}/{number}.png", [[0, 0, 0, 1, 1, 255]] * 4)
     (root / "classes.txt").write_text("ground\nwall\n")

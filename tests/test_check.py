@@ -36,8 +36,8 @@ def test_a_sound_set(root, tmp_path, capsys):
     values = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert values["data"] == {"root": str(root)}
     red = np.array([0, 10, 20, 30]) / 255
-    assert values["model"]["mean"] == pytest.approx([red.mean(), 100 / 255, 1], abs=1e-4)
-    assert values["model"]["std"] == pytest.approx([red.std(), 0, 0], abs=1e-4)
+    assert values["model"]["mean"] == pytest.approx([red.mean(), 101.5 / 255, 253.5 / 255], abs=1e-4)
+    assert values["model"]["std"] == pytest.approx([red.std(), red.std() / 10, red.std() / 10], abs=1e-4)
     config = parse_config(["--config=small", f"--config={tmp_path / 'data.yaml'}"], "", "")
     assert config.data.crop_size == 256
     assert config.model.mean == tuple(values["model"]["mean"])
@@ -257,6 +257,35 @@ def test_floating_point_numbers_need_a_white(root, capsys, values, expected):
     assert "1 pictures hold floating-point numbers" in printed
     assert expected in printed
     assert "high byte" not in printed
+
+
+def test_a_channel_of_one_value_is_named_and_does_no_harm(root, tmp_path, capsys):
+    for path in (root / "images").rglob("*.png"):
+        save(path, np.full((4, 6, 3), (int(path.stem), 100 + int(path.stem), 0)))
+    status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
+    assert status == 0
+    assert "warning: channels 3 of 3 have one value in all training pictures" in printed
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text())["model"]["std"][2] == 1
+
+
+def test_statistics_that_white_would_change_are_not_saved(root, tmp_path, capsys):
+    for path in (root / "images").rglob("*.png"):
+        Image.fromarray(np.full((4, 6), 1000 + int(path.stem), np.uint16)).save(path)
+    path = tmp_path / "data.yaml"
+    printed = run(capsys, root, f"--save={path}", "--model.in_channels=1")[1]
+    assert "not saved, since they depend on --data.white: run check again with it" in printed
+    assert yaml.safe_load(path.read_text())["model"] == {"in_channels": 1}
+    path.unlink()
+    run(capsys, root, f"--save={path}", "--model.in_channels=1", "--data.white=1010")
+    assert yaml.safe_load(path.read_text())["model"]["mean"] == pytest.approx([1001.5 / 1010], abs=2e-3)
+
+
+def test_masks_of_nothing_are_not_black_and_white(root, capsys):
+    for path in (root / "masks").rglob("*.png"):
+        save(path, [[255] * 6] * 4)
+    printed = run(capsys, root)[1]
+    assert "label_map" not in printed
+    assert "no labelled picture shows ground, wall: nothing can teach them" in printed
 
 
 def test_an_error_costs_no_report(root, capsys):

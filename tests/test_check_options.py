@@ -102,6 +102,16 @@ def test_what_describes_the_set_is_saved_and_nothing_else(root, tmp_path, capsys
     assert set(values["model"]) == {"in_channels", "mean", "std"}
 
 
+def test_a_saved_configuration_finds_its_files_from_everywhere(root, tmp_path, monkeypatch, capsys):
+    tiny.write(root / "val.txt", ["images/val/4.png masks/val/4.png"])
+    tiny.write(tmp_path / "mine.txt", ["images/train/0.png masks/train/0.png"])
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data.yaml"
+    assert run(capsys, root, f"--save={path}", "--data.labeled=mine.txt", "--data.val=val.txt")[0] == 0
+    saved = yaml.safe_load(path.read_text())["data"]
+    assert saved == {"root": str(root), "labeled": str(tmp_path / "mine.txt"), "val": "val.txt"}
+
+
 def test_options_are_saved_or_known_to_be_of_training():
     training = {"short_side", "crop_size", "scales", "color_jitter", "cutout", "cache", "workers"}
     assert {field.name for field in dataclasses.fields(DataConfig)} == training.union(check.SAVED)

@@ -158,7 +158,7 @@ def test_many_channels(tmp_path):
         assert describe_file(tmp_path / f"{name}.tif") == ("5 channels of uint16", 5, False, 59000)
         small, _ = read_sample(Sample(name, tmp_path / f"{name}.tif"), Labels(2), channels=5, short_side=6)
         assert small.shape == (5, 8, 6)
-        with pytest.raises(DataError, match=r"has 5 channels, expected 3: give --model.in_channels 5"):
+        with pytest.raises(DataError, match=r"has 5 channels, expected 3: train with --model.in_channels 5"):
             read_image(tmp_path / f"{name}.tif")
     (tmp_path / "planes.tif").write_bytes((tmp_path / "planes.tif").read_bytes()[:150])
     attempt(tmp_path / "planes.tif")

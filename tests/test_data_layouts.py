@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,16 +158,32 @@ def test_a_conversion_of_ones_own_replaces_the_layouts(tmp_path):
 def test_folder_without_train_and_val(tmp_path, caplog):
     for name in ("images/a.png", "images/b.png", "images/c.jpg", "masks/a.png", "masks/b.png", "masks/z.png"):
         save(tmp_path / name)
-    (tmp_path / "classes.txt").write_text("all\n")
+    (tmp_path / "classes.txt").write_text("Background\nsky\n")
     (tmp_path / "val.txt").write_text("b\n")
     with pytest.raises(DataError, match=r"no pictures with masks to evaluate on .*--data.val LIST"):
         read_data(DataConfig(str(tmp_path)))
-    data = read_data(DataConfig(str(tmp_path), val="val.txt", labeled="val.txt", layout="folder"))
+    data = read_data(DataConfig(str(tmp_path), val="val.txt", labeled="val.txt"))
     assert [sample.name for sample in data.unlabeled] == ["images/a.png", "images/c.jpg"]
+    assert "1 of 1 labelled pictures are val pictures, too, such as images/b.png" in caplog.text
     with caplog.at_level(logging.INFO):
         data = read_data(DataConfig(str(tmp_path), val="val.txt"))
+    assert [sample.name for sample in data.labeled] == ["images/a.png"]
+    assert data.background == 0
     assert f"taking {tmp_path} for the layout folder, since it has images and masks" in caplog.text
     assert "1 masks have no picture, such as" in caplog.text
+
+
+def test_lists_are_enough_where_folders_cannot_be_read(tmp_path, caplog):
+    for name in ("images/a.png", "images/a.jpg", "images/b.png", "masks/a.png", "masks/b.png"):
+        save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("ground\nsky\n")
+    (tmp_path / "val.txt").write_text("images/b.png masks/b.png\n")
+    (tmp_path / "labeled.txt").write_text("images/a.jpg masks/a.png\n")
+    config = DataConfig(str(tmp_path), val="val.txt", labeled="labeled.txt")
+    assert read_data(config, unlabeled=False).layout == "lists"
+    assert "the lists are taken alone: --data.layout lists" in caplog.text
+    with pytest.raises(DataError, match="layout folder expects"):
+        read_data(replace(config, layout="folder"), unlabeled=False)
 
 
 def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):

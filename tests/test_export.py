@@ -129,7 +129,7 @@ def test_lower_precision_reports_what_it_costs(core, checkpoint, tmp_path, monke
     command = ["--checkpoint", checkpoint, "--out", tmp_path / "model.onnx", "--precision", precision]
     assert run(*command, "--max-loss", 100) == 0
     printed = capsys.readouterr().out
-    assert "mIoU on 3 pictures" in printed
+    assert "mIoU on 3 val pictures" in printed
     assert f"in {precision};" in printed
     kinds = {value.data_type for value in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert (onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8) in kinds
@@ -190,6 +190,14 @@ def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, fol
         (["--checkpoint", "none.ckpt", "--out", "x.onnx"], "found no file none.ckpt"),
         (["--checkpoint", "CHECKPOINT", "--out", "no/x.onnx"], "--out expects a file in an existing folder"),
         (
+            ["--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT"],
+            "--out expects a name that is no checkpoint's",
+        ),
+        (
+            ["--checkpoint", "CHECKPOINT", "--out", "other.ckpt"],
+            "--out expects a name that is no checkpoint's",
+        ),
+        (
             ["--checkpoint", "CHECKPOINT", "--out", "/proc/x.onnx"],
             "--out expects a",
         ),
@@ -199,7 +207,16 @@ def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, fol
             "--with-cam is not for",
         ),
     ],
-    ids=["no checkpoint", "no such file", "no folder", "unwritable folder", "no output", "maps in int8"],
+    ids=[
+        "no checkpoint",
+        "no such file",
+        "no folder",
+        "its own checkpoint",
+        "a checkpoint's name",
+        "unwritable folder",
+        "no output",
+        "maps in int8",
+    ],
 )
 def test_a_command_line_that_cannot_work_is_refused(
     checkpoint, tmp_path, monkeypatch, capsys, arguments, message

@@ -74,6 +74,24 @@ def test_any_white_space_within_names_is_kept(tmp_path):
     assert [*read_unlabeled(tmp_path / "out/unlabeled.txt", tmp_path)] == [samples[0]._replace(mask=None)]
 
 
+def test_val_pictures_are_neither_labelled_nor_unlabelled(root, tmp_path):
+    """Nor do masked pictures vanish that are on no list."""
+    held_out = [f"images/train/a {number:02}.png" for number in range(5)]
+    listed = [f"images/train/a {number:02}.png" for number in range(3, 20)]
+    tiny.write(root / "val.txt", [f"{name}\t" for name in held_out])
+    tiny.write(root / "labeled.txt", [f"{name}\t" for name in listed])
+    lists = (f"--data.val={root / 'val.txt'}", f"--data.labeled={root / 'labeled.txt'}")
+    assert run(root, tmp_path / "out", *lists[:1], "--labeled", "1/1") == 0
+    assert run(root, tmp_path / "listed", *lists, "--labeled", "1/1") == 0
+    for output, count in (("out", 35), ("listed", 15)):
+        labeled = read_list(tmp_path / output / "1_1" / "labeled.txt", root)
+        unlabeled = read_unlabeled(tmp_path / output / "1_1" / "unlabeled.txt", root)
+        names = [sample.name for sample in [*labeled, *unlabeled]]
+        assert len(labeled) == count
+        assert len(names) == len(set(names)) == 37
+        assert set(names).isdisjoint(held_out)
+
+
 def test_seed_decides(root, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(root, tmp_path / name, "--labeled=1/4", f"--seed={seed}") == 0

@@ -66,6 +66,10 @@ def no_mask_column(root):
     append(root, "val.txt", "images/6.png")
 
 
+def empty_val_picture(root):
+    (root / "images/5.png").write_bytes(b"")
+
+
 def damaged_unlabeled_picture(root):
     damaged_jpeg(root / "images/2.jpg")
     append(root, "unlabeled.txt", "images/2.jpg")
@@ -79,7 +83,7 @@ def damaged_val_picture(root):
 BEFORE_THE_FIRST_STEP = {
     "missing files": (
         missing_files,
-        {},
+        {"data.layout": "lists"},
         ["labeled.txt: 2", "line 3: ", "images/9.png", "line 4: ", "masks/9.png"],
     ),
     "missing list": (None, {"data.val": "vall.txt"}, ["no file at", "vall.txt"]),
@@ -90,7 +94,11 @@ BEFORE_THE_FIRST_STEP = {
         {},
         ["unlabeled.txt is empty"],
     ),
-    "no mask column": (no_mask_column, {}, ["val.txt, line 4", "expected 'image mask'", "'images/6.png'"]),
+    "no mask column": (
+        no_mask_column,
+        {"data.layout": "lists"},
+        ["val.txt, line 4", "expected 'image mask'", "'images/6.png'"],
+    ),
     "mask of another size": (
         mask_of_another_size,
         {},
@@ -145,10 +153,21 @@ BEFORE_THE_FIRST_STEP = {
         ["method.start_u", "below optim.steps, got 3 and 3", "lower it, such as to 1,"],
     ),
     "unlabelled pictures of no weight": (None, {"method.weight_u": 0}, ["method.weight_u 0", "supervised"]),
-    "no unlabelled pictures": (None, {"data.unlabeled": None}, ["give --data.unlabeled LIST_OR_DIR"]),
+    "no unlabelled pictures": (
+        None,
+        {"data.unlabeled": None, "data.layout": "lists"},
+        ["give --data.unlabeled LIST_OR_DIR"],
+    ),
+    "a val picture that is no picture": (empty_val_picture, {}, ["images/5.png cannot be read as a picture"]),
+    "a constant channel": (None, {"model.std": [0.2, 0, 0.2]}, ["std must be positive", "[0.2, 0.0, 0.2]"]),
+    "one class": (
+        lambda root: tiny.write(root / "classes.txt", ["person"]),
+        {},
+        ["expected two classes at least, got person alone"],
+    ),
     "tags from masks that are not there": (
         None,
-        {"method.image_labels": "true", "data.tags": "masks"},
+        {"method.image_labels": "true", "data.tags": "masks", "data.layout": "lists"},
         ["none has one", "second column of --data.unlabeled LIST"],
     ),
     "no tags": (None, {"method.image_labels": "true"}, ["give --data.tags FILE"]),

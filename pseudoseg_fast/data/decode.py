@@ -122,8 +122,8 @@ def read_image(
         pixels = pixels.repeat(3, axis=2)
     if pixels.shape[2] != channels:
         raise DataError(
-            f"{path} has {pixels.shape[2]} channels, expected {channels}: give --model.in_channels {pixels.shape[2]} "
-            "if all pictures are like this one"
+            f"{path} has {pixels.shape[2]} channels, expected {channels}: train with --model.in_channels "
+            f"{pixels.shape[2]} if all pictures are like this one"
         )
     pixels = _to_bytes(pixels, white, path)
     return np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
@@ -356,8 +356,8 @@ def _to_bytes(pixels: NDArray[Any], white: float | None, path: File) -> NDArray[
         return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
     if pixels.dtype.kind not in "iu":
         raise DataError(
-            f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels, or --data.white VALUE, the value "
-            "that is white"
+            f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels, or training with --data.white "
+            "VALUE, the value that is white"
         )
     return (pixels.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
 

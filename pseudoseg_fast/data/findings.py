@@ -65,7 +65,7 @@ def report_pictures(scans: dict[str, list[Scan]], channels: int, white: float | 
         report.warnings.append(
             f"{len(values)} pictures {kind}: give --data.white "
             + ("VALUE, what" if peak is None else f"{peak:g}, their largest value, or what")
-            + " the camera's white is"
+            + " the camera's white is, here and in training"
         )
     grey = sum(found.mode in ("L", "1", "I;16", "I") for found in every)
     if channels == 3 and grey and grey == len(every):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,11 +121,19 @@ def read_sample(
     return pixels, None if mask is None else torch.from_numpy(mask)
 
 
-def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
+def check_masks(
+    samples: Sequence[Sample], labels: Labels, evaluated: Collection[File] = ()
+) -> NDArray[np.int64]:
     """Open the masks of labelled samples in threads and check them all: before training rather than in its middle.
 
     Many masks are read once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`: what is kept holds until
     a mask or its picture changes.
+
+    Args:
+        samples: pictures with masks.
+        labels: what the values in masks mean.
+        evaluated: those of the pictures that evaluation would stop at if their header cannot be read; training skips
+            and counts such pictures.
 
     Returns:
         Labelled pixels per sample and class, [N, C].
@@ -134,13 +142,13 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
         DataError: one text for all problems of all masks, the first ten in full.
     """
     if len(samples) < KEPT:
-        pixels = _count_pixels(samples, labels)
+        pixels = _count_pixels(samples, labels, evaluated)
     else:
         files = [str(path) for sample in samples for path in sample[1:]]
         now, began = stamps(files), time.time_ns()
 
         def find() -> Arrays:
-            counts = _count_pixels(samples, labels)
+            counts = _count_pixels(samples, labels, evaluated)
             ids = np.flatnonzero(counts.any(0))
             return {
                 "ids": ids,
@@ -163,7 +171,9 @@ def check_masks(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
     return pixels[:, : labels.classes]
 
 
-def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64]:
+def _count_pixels(
+    samples: Sequence[Sample], labels: Labels, evaluated: Collection[File]
+) -> NDArray[np.int64]:
     """Read masks and return their pixels by id, [N, 256]."""
 
     def check(sample: Sample) -> NDArray[np.int64] | str:
@@ -172,8 +182,9 @@ def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64
         try:
             mask = read_mask(sample.mask, labels, sample.image)
             check_size(sample, mask.shape, image_size(sample.image))
-        except UnreadableImage:
-            pass  # training skips and counts unreadable pictures, evaluation stops at them
+        except UnreadableImage as error:
+            if sample.image in evaluated:
+                return str(error)
         except DataError as error:
             return str(error)
         return count_ids(mask)
@@ -190,14 +201,19 @@ def _count_pixels(samples: Sequence[Sample], labels: Labels) -> NDArray[np.int64
         )
     problems = [result for result in results if isinstance(result, str)]
     if problems:
-        raise DataError(f"{len(problems)} of {len(samples)} masks cannot be used:\n{shorten(problems)}")
+        raise DataError(
+            f"{len(problems)} of {len(samples)} masks, or the pictures of val masks, cannot be used:\n"
+            + shorten(problems)
+        )
     return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 
 
 def black_and_white(labels: Labels, pixels: NDArray[np.int64]) -> bool:
     """Say whether pixel counts by id, [256], look like those of two classes drawn as 0 and 255."""
     plain = not (labels.label_map or labels.color_map) and labels.ignore_index == IGNORE_INDEX
-    return labels.classes == 2 and plain and len(pixels) > 0 and pixels[1] == 0 and pixels[IGNORE_INDEX] > 0
+    if not plain or labels.classes != 2 or not len(pixels):
+        return False
+    return pixels[0] > 0 and pixels[1] == 0 and pixels[IGNORE_INDEX] > 0
 
 
 def check_size(sample: Sample, mask: Sequence[int], image: Sequence[int]) -> None:

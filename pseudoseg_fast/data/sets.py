@@ -91,7 +91,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
     layout, tree = find_tree(config, root)
     classes, labels = read_labels(config, root, tree)
     known, others, val = read_samples(config, root, tree, labeled=labeled, unlabeled=unlabeled)
-    pixels = check_masks([*known, *val], labels)
+    pixels = check_masks([*known, *val], labels, {sample.image for sample in val})
     data = Data(
         root=root,
         layout=layout,
@@ -137,14 +137,18 @@ def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
     Raises:
         DataError: none is obvious, or the folder is not arranged as the given one says.
     """
-    layout = config.layout
+    listed = bool(config.labeled and config.val)
+    layout: str = config.layout
     if layout == "auto":
-        layout, why = guess(root, lists=bool(config.labeled and config.val))  # type: ignore[assignment]
-        if layout != LISTS:
-            logger.info(
-                "taking %s for the layout %s, since %s; --data.layout says otherwise", root, layout, why
-            )
-    tree = read_tree(layout, root)
+        layout, why = guess(root, lists=listed)
+        logger.info("taking %s for the layout %s, since %s; --data.layout says otherwise", root, layout, why)
+    try:
+        tree = read_tree(layout, root)
+    except DataError as error:
+        if not listed or config.layout != "auto":
+            raise
+        logger.warning("%s\nthe lists are taken alone: --data.layout %s", error, LISTS)
+        layout, tree = LISTS, Tree()
     if tree.orphans:
         logger.warning(
             "%d masks have no picture, such as\n%s\nname both alike, or remove them",
@@ -184,6 +188,11 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
             f"expected the names of the classes, one a line in the order of their ids: put them into {root / CLASSES} "
             "or give --data.classes FILE"
         )
+    if len(names) == 1:
+        raise DataError(
+            f"expected two classes at least, got {names[0]} alone: name what is not {names[0]}, too, such as "
+            "background, in the order of the ids (in masks drawn in black and white the black one is 0)"
+        )
     label_map = read_label_map(config.label_map, root)
     given = bool(label_map or colors) or config.reduce_zero_label is not None
     return list(names), Labels(
@@ -211,7 +220,7 @@ def read_samples(
         raise DataError(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
     known: list[Sample] = []
     if labeled or (unlabeled and not config.unlabeled):
-        known = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
+        known = read_labeled(config, root, tree, index, val)
     if labeled and not known:
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
     others: Pool = Samples(root)
@@ -226,6 +235,29 @@ def read_samples(
                 "layout are unlabelled"
             )
     return known if labeled else [], others, val
+
+
+def read_labeled(
+    config: DataConfig, root: Path, tree: Tree, index: Index, val: Sequence[Sample]
+) -> list[Sample]:
+    """Return the labelled pictures: those of the list, or else those of the layout that are not held out.
+
+    Raises:
+        DataError: the list is wrong.
+    """
+    held_out = {sample.image for sample in val}
+    if not config.labeled:
+        return [sample for sample in tree.labeled if sample.image not in held_out]
+    known = read_list(config.labeled, root, index=index)
+    if both := [sample.name for sample in known if sample.image in held_out]:
+        logger.warning(
+            "%d of %d labelled pictures are val pictures, too, such as %s: what is learnt from is no measure; take "
+            "them off one of the lists",
+            len(both),
+            len(known),
+            both[0],
+        )
+    return known
 
 
 def find_tags(
@@ -335,7 +367,7 @@ def background_class(background: int | str | None, classes: Sequence[str]) -> in
         DataError: there is no class of that id.
     """
     if isinstance(background, str):
-        return classes.index("background") if "background" in classes else None
+        return next((index for index, name in enumerate(classes) if name.casefold() == "background"), None)
     if background is not None and not 0 <= background < len(classes):
         raise DataError(
             f"data.background expects a class id from 0 to {len(classes) - 1}, auto or null, got {background}"

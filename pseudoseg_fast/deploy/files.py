@@ -109,8 +109,8 @@ def _check_names(jobs: Sequence[Job], out: Path, suffixes: Sequence[str]) -> Non
             targets[target] = job.source
     if problems:
         raise ValueError(
-            "expected a place of its own for every result; give a common folder as INPUT, another --out, "
-            f"or several commands:\n{shorten(problems)}"
+            "expected a place of its own for every result; rename one of two pictures that differ in their suffix "
+            f"alone, give a common folder as INPUT, another --out, or several commands:\n{shorten(problems)}"
         )
 
 

@@ -53,8 +53,6 @@ def guess(root: Path, *, lists: bool) -> tuple[str, str]:
         DataError: no layout is obvious.
     """
     for name, layout in LAYOUTS.items():
-        if name == "folder" and lists:
-            return LISTS, "the labelled and the val list are given"
         if why := layout.recognise(root):
             return name, why
     if lists:
