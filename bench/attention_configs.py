@@ -114,7 +114,9 @@ class Case:
             print(f"{part} {config} {taken:.3f} ms, error {error:.1e}", flush=True)
             return taken
         except Exception as problem:  # the compiler refuses some tiles in ways of its own
-            print(f"{part} {config} fails: {str(problem).splitlines()[0][:80]}", flush=True)
+            print(f"{part} {config} fails: {problem!r:.90}", flush=True)
+            if "illegal memory access" in str(problem):
+                raise  # nothing runs in this process any more
             return float("inf")
         finally:
             TABLES[part][key] = former
@@ -147,8 +149,8 @@ def main() -> None:
             row = {"part": part, "dtype": name, "best": best._asdict(), "ms": taken, "eager ms": eager}
             print(f"best {part} {name}: {best} {taken:.3f} ms, eager {eager:.3f} ms", flush=True)
             rows.append(row)
-    if options.output:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+            if options.output:
+                options.output.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from .launch import Config, Launch, Plan, strides
 from .logit_scale import launch as square_sums
 
 # Classes, padded -> pixels and warps of a program; "columns" is how many partial sums are added at a time. Chosen by
-# reasoning and by what compiles without spills; no GPU has measured them.
+# reasoning and by what compiles without spills; no GPU has compared them.
 CONFIGS = {
     32: Config(rows=64, columns=512, warps=8, stages=1),
     64: Config(rows=32, columns=512, warps=8, stages=1),

@@ -14,7 +14,8 @@ from .attention import attend, load_rows, store_rows
 from .launch import Config, Launch, Plan, operand_dtype, strides, triton_dtype
 
 # Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what
-# compiles without spills in 99 KiB of shared memory; no GPU has measured them.
+# compiles without spills in 99 KiB of shared memory; no GPU has compared them
+# (bench/attention_configs.py would).
 CONFIGS = {
     (2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=2),
     (2, 256): Config(rows=64, columns=32, depth=256, warps=4, stages=2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import logging
 import os
 import sys
@@ -25,9 +26,19 @@ from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
 from pseudoseg_fast.data.pool import Pool, pack, read_unlabeled
 from pseudoseg_fast.data.read import read_mask
-from pseudoseg_fast.data.scan import Scan, mean_and_std, scan
-from pseudoseg_fast.data.sets import DEMO, background_class, data_root, find_tags, find_tree, read_labels
+from pseudoseg_fast.data.scan import Scan, is_dark, mean_and_std, scan
+from pseudoseg_fast.data.sets import (
+    DEMO,
+    apart_from,
+    background_class,
+    data_root,
+    find_tags,
+    find_tree,
+    read_labels,
+)
+from pseudoseg_fast.data.shards import are_shards, expand
 from pseudoseg_fast.data.stream import Stream
+from pseudoseg_fast.data.tags import FROM_MASKS
 from pseudoseg_fast.stop import end_quietly
 
 PROG = "python -m pseudoseg_fast.check"
@@ -91,9 +102,8 @@ def read_sets(
             return []
 
     val = read(config.val, tree.val, lambda path: read_list(path, root, index=index))
-    held_out = {sample.image for sample in val}
-    kept = [sample for sample in tree.labeled if sample.image not in held_out]
-    labeled = read(config.labeled, kept, lambda path: read_list(path, root, index=index))
+    masked = apart_from(val, tree.labeled)
+    labeled = read(config.labeled, masked, lambda path: read_list(path, root, index=index))
     rest = tree.without(val if config.reuse_labeled else [*labeled, *val], root)
     unlabeled = read(
         config.unlabeled, rest, lambda path: read_unlabeled(path, root, index, config.unlabeled_size)
@@ -249,22 +259,14 @@ def check(
             report.notes.append(f"samples: {picture}")
     if not levels.any():
         return {}
-    deep = config.white is None and any(
-        one.peak is not None for name in ("labelled", "unlabelled") for one in scans[name]
-    )
-    if deep and saved:
-        report.warnings.append(
-            "mean and standard deviation are not saved, since they depend on --data.white: run check again with it"
-        )
-    if deep:
-        return {"in_channels": channels}
     mean, std = mean_and_std(levels)
-    if constant := [number for number, spread in enumerate(std, 1) if not spread]:
+    constant = (levels > 0).sum(1) == 1
+    if constant.any():
         report.warnings.append(
-            f"channels {', '.join(map(str, constant))} of {channels} have one value in all training pictures and can "
-            "teach nothing; their standard deviation is taken to be 1"
+            f"channels {', '.join(map(str, 1 + np.flatnonzero(constant)))} of {channels} have one value in all "
+            "training pictures and can teach nothing; their standard deviation is taken to be 1"
         )
-        std = [spread or 1.0 for spread in std]
+        std = np.where(constant, 1.0, std).tolist()
     report.notes.append(
         f"training pictures have --model.mean {mean} --model.std {std}"
         + (
@@ -273,6 +275,12 @@ def check(
             else ""
         )
     )
+    if config.white is None and any(map(is_dark, (one for part in scans.values() for one in part))):
+        report.warnings.append(
+            "with --data.white mean and standard deviation are others: run check again with it"
+            + ("; they are not saved" if saved else "")
+        )
+        return {"in_channels": channels}
     return {"in_channels": channels, "mean": mean, "std": std}
 
 
@@ -290,7 +298,7 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
     root = config.root if config.root == DEMO else os.path.abspath(config.root)
     given, default = to_dict(config) | {"root": root}, to_dict(DataConfig(""))
     for name in FILES:
-        if isinstance(given[name], str) and os.path.exists(given[name]):
+        if lies_here(name, given[name]):
             given[name] = os.path.abspath(given[name])
     values = {"data": {name: given[name] for name in SAVED if given[name] != default[name]}, "model": model}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -302,6 +310,15 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file.name)
+
+
+def lies_here(name: str, value: str | None) -> bool:
+    """Say whether the value of an option is of a file, or of pictures, looked up from the working directory."""
+    if value is None or (name == "tags" and value == FROM_MASKS):
+        return False
+    if name != "unlabeled":
+        return os.path.isfile(value)
+    return os.path.exists(value) or (are_shards(value) and any(glob.glob(expand(value)[0])))
 
 
 def prepare(picture: str, saved: str | None) -> tuple[Path, Path | None]:

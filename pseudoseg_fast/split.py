@@ -18,7 +18,7 @@ from pseudoseg_fast.config import DataConfig, Parser
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
-from pseudoseg_fast.data.sets import data_root, find_tree, read_labeled, read_labels
+from pseudoseg_fast.data.sets import apart_from, data_root, find_tree, read_labels
 from pseudoseg_fast.stop import end_quietly
 
 Pixels = NDArray[np.int64]
@@ -147,13 +147,12 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
     classes, labels = read_labels(config, root, tree)
     index = Index(tree.samples, tree.image_end)
     val = read_list(config.val, root, index=index) if config.val else tree.val
-    held_out = {sample.image for sample in val}
-    pool = [sample for sample in read_labeled(config, root, tree, index, val) if sample.image not in held_out]
+    masked = read_list(config.labeled, root, index=index) if config.labeled else tree.labeled
+    pool = sorted(apart_from(val, masked))
     if not pool:
         raise DataError(
             f"no training pictures with masks below {root} that are no val pictures; give --data.labeled LIST"
         )
-    pool.sort()
     others = read_unlabeled(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
     pixels = check_masks(pool, labels)
     order, needed = covering_order(pixels, seed)
@@ -168,7 +167,7 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
             raise ValueError(f"{output / name} is there already; remove it, or choose another --output")
     for name, count in counts.items():
         labeled = [pool[place] for place in sorted(order[:count])]
-        taken = {sample.image for sample in labeled} | held_out
+        taken = {sample.image for sample in [*labeled, *val]}
         rest = {sample.image: sample for sample in [*pool, *others] if sample.image not in taken}
         write_lists(output / name, root, labeled, sorted(rest.values(), key=lambda sample: sample.name))
     splits = {"all": pixels, **{name: pixels[order[:count]] for name, count in counts.items()}}

@@ -273,11 +273,18 @@ def test_statistics_that_white_would_change_are_not_saved(root, tmp_path, capsys
         Image.fromarray(np.full((4, 6), 1000 + int(path.stem), np.uint16)).save(path)
     path = tmp_path / "data.yaml"
     printed = run(capsys, root, f"--save={path}", "--model.in_channels=1")[1]
-    assert "not saved, since they depend on --data.white: run check again with it" in printed
+    assert "with --data.white mean and standard deviation are others: run check again with it" in printed
     assert yaml.safe_load(path.read_text())["model"] == {"in_channels": 1}
     path.unlink()
     run(capsys, root, f"--save={path}", "--model.in_channels=1", "--data.white=1010")
     assert yaml.safe_load(path.read_text())["model"]["mean"] == pytest.approx([1001.5 / 1010], abs=2e-3)
+    path.unlink()
+    for path_of in (root / "images").rglob("*.png"):
+        Image.fromarray(np.full((4, 6), 60000 + 256 * int(path_of.stem), np.uint16)).save(path_of)
+    run(
+        capsys, root, f"--save={path}", "--model.in_channels=1"
+    )  # 16 bits that are used: the high byte will do
+    assert set(yaml.safe_load(path.read_text())["model"]) == {"in_channels", "mean", "std"}
 
 
 def test_masks_of_nothing_are_not_black_and_white(root, capsys):

@@ -112,6 +112,23 @@ def test_a_saved_configuration_finds_its_files_from_everywhere(root, tmp_path, m
     assert saved == {"root": str(root), "labeled": str(tmp_path / "mine.txt"), "val": "val.txt"}
 
 
+def test_what_lies_here_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool-0.tar").touch()
+    for name, value, there in (
+        ("tags", "masks", False),
+        ("tags", "tags.csv", False),
+        ("label_map", "7:1", False),
+        ("unlabeled", "pool", True),
+        ("unlabeled", "pool-{0..3}.tar", True),
+        ("unlabeled", "s3://bucket/pool-{0..3}.tar", False),
+        ("unlabeled", None, False),
+    ):
+        assert check.lies_here(name, value) is there, (name, value)
+
+
 def test_options_are_saved_or_known_to_be_of_training():
     training = {"short_side", "crop_size", "scales", "color_jitter", "cutout", "cache", "workers"}
     assert {field.name for field in dataclasses.fields(DataConfig)} == training.union(check.SAVED)

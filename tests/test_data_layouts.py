@@ -164,7 +164,7 @@ def test_folder_without_train_and_val(tmp_path, caplog):
         read_data(DataConfig(str(tmp_path)))
     data = read_data(DataConfig(str(tmp_path), val="val.txt", labeled="val.txt"))
     assert [sample.name for sample in data.unlabeled] == ["images/a.png", "images/c.jpg"]
-    assert "1 of 1 labelled pictures are val pictures, too, such as images/b.png" in caplog.text
+    assert "1 of 1 labelled pictures are val pictures, too" in caplog.text
     with caplog.at_level(logging.INFO):
         data = read_data(DataConfig(str(tmp_path), val="val.txt"))
     assert [sample.name for sample in data.labeled] == ["images/a.png"]
@@ -184,6 +184,24 @@ def test_lists_are_enough_where_folders_cannot_be_read(tmp_path, caplog):
     assert "the lists are taken alone: --data.layout lists" in caplog.text
     with pytest.raises(DataError, match="layout folder expects"):
         read_data(replace(config, layout="folder"), unlabeled=False)
+    save(tmp_path / "annotations/training/x.png")
+    for name in ("x.png", "x.jpg"):
+        save(tmp_path / "images/training" / name)
+    with pytest.raises(DataError, match="layout ade20k expects"):  # whose ids the lists do not know
+        read_data(config, unlabeled=False)
+
+
+def test_three_lists_say_it_all(tmp_path):
+    for name in ("images/a.png", "images/b.png", "images/c.png", "masks/a.png", "masks/b.png"):
+        save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("ground\nsky\n")
+    (tmp_path / "val.txt").write_text("images/b.png masks/b.png\n")
+    (tmp_path / "labeled.txt").write_text("images/a.png masks/a.png\n")
+    (tmp_path / "unlabeled.txt").write_text("images/a.png\n")
+    config = DataConfig(str(tmp_path), val="val.txt", labeled="labeled.txt", unlabeled="unlabeled.txt")
+    assert read_data(config).layout == "lists"
+    data = read_data(replace(config, unlabeled=None))
+    assert (data.layout, list(data.unlabeled.names)) == ("folder", ["images/c.png"])
 
 
 def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):

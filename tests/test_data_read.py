@@ -147,7 +147,7 @@ def test_check_masks_reports_all_problems_at_once(tmp_path):
     wrong = [
         sample(tmp_path, np.full(IDS.shape, 9, np.uint8), name=f"wrong{number:02d}") for number in range(11)
     ]
-    with pytest.raises(DataError, match=r"12 of 13 masks, or .*cannot be used") as error:
+    with pytest.raises(DataError, match="12 of 13 pictures with masks cannot be used") as error:
         check_masks([sample(tmp_path), small, *wrong], Labels(3))
     text = str(error.value)
     assert "small_mask.png has 4 x 2 pixels" in text
@@ -160,6 +160,8 @@ def test_check_masks_leaves_unreadable_pictures_to_training(tmp_path):
     entry = sample(tmp_path)
     entry.image.write_bytes(b"no picture")
     assert check_masks([entry], Labels(3)).sum(0).tolist() == [1, 2, 2]
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        check_masks([entry], Labels(3), {entry.image})
 
 
 def test_check_masks_knows_masks_drawn_in_black_and_white(tmp_path):

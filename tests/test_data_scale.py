@@ -161,8 +161,21 @@ def test_masks_are_read_once(tmp_path, monkeypatch, kept):
     Image.new("L", (4, 3), 1).save(samples[0].mask)
     assert check_masks(samples, Labels(3)).tolist() == expected[[1, 1, 2]].tolist()
     Image.new("L", (4, 3), 7).save(samples[0].mask)
-    with pytest.raises(DataError, match=r"1 of 3 masks, or .* cannot be used"):
+    with pytest.raises(DataError, match="1 of 3 pictures with masks cannot be used"):
         check_masks(samples, Labels(3))
+
+
+def test_what_is_kept_of_pictures_to_train_on_says_nothing_of_those_to_evaluate_on(root, kept):
+    samples = []
+    for number in range(3):
+        image, mask = root / f"{number}.jpg", root / f"{number}.png"
+        image.write_bytes(b"no picture")
+        Image.new("L", (4, 3)).save(mask)
+        samples.append(Sample(image.name, image, mask))
+    settle(*(path for sample in samples for path in sample[1:]))
+    assert check_masks(samples, Labels(2)).sum() == 36
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        check_masks(samples, Labels(2), {samples[0].image})
 
 
 def test_a_damaged_cache_is_found_again(root, kept):

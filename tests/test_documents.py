@@ -111,7 +111,7 @@ def test_tables_are_what_the_results_say():
         assert report.fill(text) == text, f"{page}: run python -m bench.report"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *BENCH_PAGES])
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if not target.startswith("http"):

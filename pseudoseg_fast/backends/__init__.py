@@ -2,8 +2,9 @@
 
 Each backend is a module with ``refusal(function, tensors)``, which returns why it cannot run a public function on some
 tensors or an empty string, and a function of the same name and signature as in ``pseudoseg_fast.reference`` for
-everything that it can run. Upon a refusal the automatic choice moves on, and a forced backend raises it. The automatic
-choice passes over what was measured to be slower than what comes after it, too.
+everything that it can run. Upon a refusal the automatic choice moves on, and a forced backend raises it. A module may
+also have ``slowness(function, tensors)``, which returns by what measurement a later backend is faster there, upon
+which the automatic choice moves on, too, or an empty string.
 """
 
 import logging
@@ -50,6 +51,5 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
 def objection(name: str, function: str, tensors: Sequence[Tensor]) -> str:
     """Return why ``"auto"`` does not take a backend for a public function on these tensors, or an empty string."""
     module = BACKENDS[name]
-    return module.refusal(function, tensors) or (
-        triton.slowness(function, tensors) if module is triton else ""
-    )
+    slowness = getattr(module, "slowness", None)
+    return module.refusal(function, tensors) or (slowness(function, tensors) if slowness else "")

@@ -160,7 +160,8 @@ def check_masks(
         def fresh(kept: Arrays) -> bool:
             return bool(now[:, 1].max() < kept["began"] - SETTLED) and np.array_equal(kept["files"], now)
 
-        known = remember("pixels", (labels, files), fresh, find)
+        question = (labels, files, sorted(map(str, evaluated)))
+        known = remember("pixels", question, fresh, find)
         pixels = np.zeros((len(samples), IGNORE_INDEX + 1), np.int64)
         pixels[:, known["ids"]] = known["counts"]
     if black_and_white(labels, pixels.sum(0)):
@@ -202,8 +203,7 @@ def _count_pixels(
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(samples)} masks, or the pictures of val masks, cannot be used:\n"
-            + shorten(problems)
+            f"{len(problems)} of {len(samples)} pictures with masks cannot be used:\n{shorten(problems)}"
         )
     return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pseudoseg_fast.data.decode import UNREADABLE, describe_file, read_image
+from pseudoseg_fast.data.decode import UNREADABLE, describe_file, is_tiff, read_image
 from pseudoseg_fast.data.labels import Labels, WrongIds, count_ids
 from pseudoseg_fast.data.lists import DataError, File, Sample
 from pseudoseg_fast.data.read import check_size, read_mask
@@ -105,6 +105,16 @@ def content_hash(path: File) -> bytes:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:
         return b""
+
+
+def is_dark(found: Scan) -> bool:
+    """Say whether a picture of more than 8 bits fills less than half of 16, so that a value for white must be known.
+
+    The colours of a PNG of 16 bits are read by their high byte alone, whatever they fill.
+    """
+    if found.peak is None or (found.mode.endswith("of 16 bits") and not is_tiff(found.sample.image)):
+        return False
+    return found.peak < 1 << 15
 
 
 def mean_and_std(levels: NDArray[np.int64]) -> tuple[list[float], list[float]]:

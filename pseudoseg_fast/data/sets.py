@@ -140,16 +140,16 @@ def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
     listed = bool(config.labeled and config.val)
     layout: str = config.layout
     if layout == "auto":
-        layout, why = guess(root, lists=listed)
+        layout, why = guess(root, lists=listed, complete=listed and bool(config.unlabeled))
         logger.info("taking %s for the layout %s, since %s; --data.layout says otherwise", root, layout, why)
     try:
         tree = read_tree(layout, root)
     except DataError as error:
-        if not listed or config.layout != "auto":
+        if not listed or config.layout != "auto" or layout != "folder":
             raise
         logger.warning("%s\nthe lists are taken alone: --data.layout %s", error, LISTS)
         layout, tree = LISTS, Tree()
-    if tree.orphans:
+    if tree.orphans and not listed:
         logger.warning(
             "%d masks have no picture, such as\n%s\nname both alike, or remove them",
             len(tree.orphans),
@@ -220,7 +220,16 @@ def read_samples(
         raise DataError(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
     known: list[Sample] = []
     if labeled or (unlabeled and not config.unlabeled):
-        known = read_labeled(config, root, tree, index, val)
+        known = (
+            read_list(config.labeled, root, index=index) if config.labeled else apart_from(val, tree.labeled)
+        )
+        if both := len(known) - len(apart_from(val, known)):
+            logger.warning(
+                "%d of %d labelled pictures are val pictures, too: what is learnt from is no measure; take them off "
+                "one of the lists",
+                both,
+                len(known),
+            )
     if labeled and not known:
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
     others: Pool = Samples(root)
@@ -228,6 +237,8 @@ def read_samples(
         others = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
     elif unlabeled:
         others = tree.without(val if config.reuse_labeled else [*known, *val], root)
+        if config.labeled and not config.reuse_labeled:
+            logger.info("unlabelled are the %d pictures of %s that no list names", len(others), root)
         if not others:
             raise DataError(
                 "method.name pseudoseg learns from unlabelled pictures: give --data.unlabeled LIST_OR_DIR, or "
@@ -237,27 +248,10 @@ def read_samples(
     return known if labeled else [], others, val
 
 
-def read_labeled(
-    config: DataConfig, root: Path, tree: Tree, index: Index, val: Sequence[Sample]
-) -> list[Sample]:
-    """Return the labelled pictures: those of the list, or else those of the layout that are not held out.
-
-    Raises:
-        DataError: the list is wrong.
-    """
+def apart_from(val: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples whose pictures are none to evaluate on."""
     held_out = {sample.image for sample in val}
-    if not config.labeled:
-        return [sample for sample in tree.labeled if sample.image not in held_out]
-    known = read_list(config.labeled, root, index=index)
-    if both := [sample.name for sample in known if sample.image in held_out]:
-        logger.warning(
-            "%d of %d labelled pictures are val pictures, too, such as %s: what is learnt from is no measure; take "
-            "them off one of the lists",
-            len(both),
-            len(known),
-            both[0],
-        )
-    return known
+    return [sample for sample in samples if sample.image not in held_out]
 
 
 def find_tags(

@@ -42,17 +42,20 @@ def read_tree(layout: str, root: Path) -> Tree:
         ) from error
 
 
-def guess(root: Path, *, lists: bool) -> tuple[str, str]:
+def guess(root: Path, *, lists: bool, complete: bool = False) -> tuple[str, str]:
     """Return the layout that a folder obviously has, and why.
 
     Args:
         root: the data set's folder.
         lists: the labelled and the val list are given, which is all that the layout ``lists`` needs.
+        complete: so is the unlabelled one, so that a folder's own arrangement has nothing to add.
 
     Raises:
         DataError: no layout is obvious.
     """
     for name, layout in LAYOUTS.items():
+        if name == "folder" and complete:
+            return LISTS, "the labelled, the unlabelled and the val list are given"
         if why := layout.recognise(root):
             return name, why
     if lists:
