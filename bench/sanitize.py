@@ -12,6 +12,7 @@ import sys
 import torch
 
 from pseudoseg_fast import functional
+from pseudoseg_fast.arguments import NORMS
 
 # images, classes, sides of the student's and the SGC's map, of the label
 SHAPES = [
@@ -53,7 +54,7 @@ def main() -> int:
             compare("soft_cross_entropy", student, target, weight=valid, **common)
             compare("cross_entropy", student, labels, **common)
             compare("dice_loss", student, labels, align_corners=common["align_corners"])
-            for norm in functional.NORMS:
+            for norm in NORMS:
                 options = {"valid": valid, "size": size, "norm": norm, **common}
                 compare("consistency_loss", student, decoder, cam, **options)
             options = {"size": size, "hard": True, "threshold": 0.01, "temperature": 0.7, **common}

@@ -19,6 +19,6 @@ What must move through memory, beside low-resolution maps read once or twice: th
 and writes [B, L, K]; the fusion writes the label and reads nothing of its size. So the attention is bound by its
 products (2 L^2 (D + K) operations an image forward, at most twice that in each launch backward) and the
 fusion by the writing of the label in float32 and about equally by the first cache, 8 reads an element, in half
-precision. On an H200 the fusion took 1.3 ms at VOC's full size and batch
-8, and the attention, forward and backward in float32, 1.6 (bench/results/gpu); what bounds them has not been looked at.
+precision. On an H200 the fusion took 1.3 ms at VOC's full size and batch 8, and the attention, forward and backward in
+float32, 1.6 (bench/results/gpu); what bounds them has not been looked at.
 """

@@ -289,7 +289,7 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
 
     Args:
         path: the new file.
-        config: the data set; its root is made absolute, and so are files that lie below the working directory.
+        config: the data set; its root is made absolute, and so are files named from the working directory.
         model: channels, and perhaps mean and standard deviation.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Public functions: argument checks and the choice of a backend. ``pseudoseg_fast.reference`` has the formulas.
+"""Public functions: they check their arguments and choose a backend. ``pseudoseg_fast.reference`` has the formulas.
 
 Shapes: B images, C classes, K foreground classes, L positions, low-resolution maps [B, C, h, w], label size [H, W].
 Maps are bilinearly resized inside, with the meaning of ``align_corners`` in ``torch.nn.functional.interpolate``.
@@ -17,11 +17,21 @@ import torch
 from torch import Tensor
 
 from pseudoseg_fast import backends
+from pseudoseg_fast.arguments import (
+    REDUCTIONS,
+    check_device,
+    check_dimensions,
+    check_floats,
+    check_fusion,
+    check_labels,
+    check_maps,
+    check_mask,
+    check_one_of,
+    check_same_classes,
+    check_shape,
+    check_size,
+)
 from pseudoseg_fast.reference import Size
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-NORMS = ("batch", "image", "pixel", "none")
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def refine_cam(
@@ -47,12 +57,12 @@ def refine_cam(
 
     Source: the self-attention Grad-CAM of PseudoSeg (arXiv 2010.09713), with its release's residual.
     """
-    _check_floats(query=query, key=key, cam=cam)
-    _check_dimensions(3, "[B, L, channels]", query=query, key=key, cam=cam)
-    _check_shape("key", key, tuple(query.shape), "the shape of query")
-    _check_shape("cam", cam, (query.shape[0], query.shape[1], cam.shape[2]), "[B, L] of query")
-    _check_mask("mask", mask, tuple(query.shape[:2]), "[B, L] of query")
-    _check_device(query=query, key=key, cam=cam, mask=mask)
+    check_floats(query=query, key=key, cam=cam)
+    check_dimensions(3, "[B, L, channels]", query=query, key=key, cam=cam)
+    check_shape("key", key, tuple(query.shape), "the shape of query")
+    check_shape("cam", cam, (query.shape[0], query.shape[1], cam.shape[2]), "[B, L] of query")
+    check_mask("mask", mask, tuple(query.shape[:2]), "[B, L] of query")
+    check_device(query=query, key=key, cam=cam, mask=mask)
     run = backends.choose("refine_cam", (query, key, cam, mask), backend)
     return run(query, key, cam, mask=mask, scale=scale)
 
@@ -77,8 +87,8 @@ def mean_square(
     Returns:
         A scalar, or [B]. Differentiable in logits.
     """
-    _check_maps(logits=logits)
-    size = _check_size(size, logits)
+    check_maps(logits=logits)
+    size = check_size(size, logits)
     run = backends.choose("mean_square", (logits,), backend)
     return run(logits, size, align_corners=align_corners, per_image=per_image)
 
@@ -113,11 +123,11 @@ def fuse_predictions(
 
     Source: equations 3 and 4 of PseudoSeg (arXiv 2010.09713); norm="batch" is its release's.
     """
-    _check_maps(decoder_logits=decoder_logits, cam_logits=cam_logits)
-    _check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
-    _check_device(decoder_logits=decoder_logits, cam_logits=cam_logits)
-    size = _check_size(size, decoder_logits)
-    _check_fusion(gamma, temperature, norm)
+    check_maps(decoder_logits=decoder_logits, cam_logits=cam_logits)
+    check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
+    check_device(decoder_logits=decoder_logits, cam_logits=cam_logits)
+    size = check_size(size, decoder_logits)
+    check_fusion(gamma, temperature, norm)
     run = backends.choose("fuse_predictions", (decoder_logits, cam_logits), backend)
     return run(
         decoder_logits,
@@ -166,19 +176,19 @@ def pseudo_label(
     Returns:
         [B, C, H, W] in the dtype of decoder_logits. Not differentiable.
     """
-    _check_maps(cam=cam, decoder_logits=decoder_logits)
-    _check_floats(query=query, key=key, projection=projection, shift=shift)
-    _check_dimensions(3, "[B, L, D]", query=query, key=key)
+    check_maps(cam=cam, decoder_logits=decoder_logits)
+    check_floats(query=query, key=key, projection=projection, shift=shift)
+    check_dimensions(3, "[B, L, D]", query=query, key=key)
     positions = cam.shape[2] * cam.shape[3]
-    _check_shape("query", query, (cam.shape[0], positions, query.shape[2]), "[B, h2 * w2] of cam")
-    _check_shape("key", key, tuple(query.shape), "the shape of query")
-    _check_mask("mask", mask, tuple(query.shape[:2]), "[B, h2 * w2] of cam")
+    check_shape("query", query, (cam.shape[0], positions, query.shape[2]), "[B, h2 * w2] of cam")
+    check_shape("key", key, tuple(query.shape), "the shape of query")
+    check_mask("mask", mask, tuple(query.shape[:2]), "[B, h2 * w2] of cam")
     classes = cam.shape[1] + int(background)
     expected = (cam.shape[0], classes, *decoder_logits.shape[2:])
-    _check_shape("decoder_logits", decoder_logits, expected, f"B and K of cam with background={background}")
-    _check_shape("projection", projection, (classes, classes), "[C, C]")
-    _check_shape("shift", shift, (classes,), "[C]")
-    _check_device(
+    check_shape("decoder_logits", decoder_logits, expected, f"B and K of cam with background={background}")
+    check_shape("projection", projection, (classes, classes), "[C, C]")
+    check_shape("shift", shift, (classes,), "[C]")
+    check_device(
         query=query,
         key=key,
         cam=cam,
@@ -187,8 +197,8 @@ def pseudo_label(
         shift=shift,
         mask=mask,
     )
-    size = _check_size(size, decoder_logits)
-    _check_fusion(gamma, temperature, norm)
+    size = check_size(size, decoder_logits)
+    check_fusion(gamma, temperature, norm)
     tensors = (query, key, cam, decoder_logits, projection, shift, mask)
     run = backends.choose("pseudo_label", tensors, backend)
     return run(
@@ -228,14 +238,14 @@ def soft_cross_entropy(
     Returns:
         A scalar, or [B, H, W] for ``"none"``. Differentiable in logits.
     """
-    _check_maps(logits=logits, target=target)
-    _check_same_classes("target", target, "logits", logits)
+    check_maps(logits=logits, target=target)
+    check_same_classes("target", target, "logits", logits)
     if weight is not None:
         if weight.dtype != torch.bool:
-            _check_floats(weight=weight)
-        _check_shape("weight", weight, (target.shape[0], *target.shape[2:]), "[B, H, W] of target")
-    _check_device(logits=logits, target=target, weight=weight)
-    _check_one_of("reduction", reduction, REDUCTIONS)
+            check_floats(weight=weight)
+        check_shape("weight", weight, (target.shape[0], *target.shape[2:]), "[B, H, W] of target")
+    check_device(logits=logits, target=target, weight=weight)
+    check_one_of("reduction", reduction, REDUCTIONS)
     run = backends.choose("soft_cross_entropy", (logits, target, weight), backend)
     return run(logits, target, weight=weight, reduction=reduction, align_corners=align_corners)
 
@@ -262,13 +272,13 @@ def cross_entropy(
     Returns:
         A scalar, or [B, H, W] for ``"none"``. Differentiable in logits.
     """
-    _check_maps(logits=logits)
-    _check_labels(labels, logits)
+    check_maps(logits=logits)
+    check_labels(labels, logits)
     if class_weight is not None:
-        _check_floats(class_weight=class_weight)
-        _check_shape("class_weight", class_weight, (logits.shape[1],), "[C] of logits")
-    _check_device(logits=logits, labels=labels, class_weight=class_weight)
-    _check_one_of("reduction", reduction, REDUCTIONS)
+        check_floats(class_weight=class_weight)
+        check_shape("class_weight", class_weight, (logits.shape[1],), "[C] of logits")
+    check_device(logits=logits, labels=labels, class_weight=class_weight)
+    check_one_of("reduction", reduction, REDUCTIONS)
     run = backends.choose("cross_entropy", (logits, labels, class_weight), backend)
     return run(
         logits,
@@ -302,9 +312,9 @@ def dice_loss(
 
     Source: Milletari et al., V-Net, 3DV 2016, with the softmax's probabilities in place of their squares.
     """
-    _check_maps(logits=logits)
-    _check_labels(labels, logits)
-    _check_device(logits=logits, labels=labels)
+    check_maps(logits=logits)
+    check_labels(labels, logits)
+    check_device(logits=logits, labels=labels)
     run = backends.choose("dice_loss", (logits, labels), backend)
     return run(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
 
@@ -343,18 +353,18 @@ def consistency_loss(
     Returns:
         A scalar, or [B, H, W] for ``"none"``. Differentiable in student_logits.
     """
-    _check_maps(student_logits=student_logits, decoder_logits=decoder_logits, cam_logits=cam_logits)
-    _check_same_classes("student_logits", student_logits, "decoder_logits", decoder_logits)
-    _check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
-    size = _check_size(size, decoder_logits)
-    _check_mask("valid", valid, (decoder_logits.shape[0], *size), "[B, H, W] at the label size")
-    _check_device(
+    check_maps(student_logits=student_logits, decoder_logits=decoder_logits, cam_logits=cam_logits)
+    check_same_classes("student_logits", student_logits, "decoder_logits", decoder_logits)
+    check_same_classes("cam_logits", cam_logits, "decoder_logits", decoder_logits)
+    size = check_size(size, decoder_logits)
+    check_mask("valid", valid, (decoder_logits.shape[0], *size), "[B, H, W] at the label size")
+    check_device(
         student_logits=student_logits, decoder_logits=decoder_logits, cam_logits=cam_logits, valid=valid
     )
-    _check_fusion(gamma, temperature, norm)
+    check_fusion(gamma, temperature, norm)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}")
-    _check_one_of("reduction", reduction, REDUCTIONS)
+    check_one_of("reduction", reduction, REDUCTIONS)
     tensors = (student_logits, decoder_logits, cam_logits, valid)
     run = backends.choose("consistency_loss", tensors, backend)
     return run(
@@ -385,8 +395,8 @@ def predict_labels(
     Returns:
         [B, H, W], uint8, or int64 when C > 256. Not differentiable.
     """
-    _check_maps(logits=logits)
-    size = _check_size(size, logits)
+    check_maps(logits=logits)
+    size = check_size(size, logits)
     run = backends.choose("predict_labels", (logits,), backend)
     return run(logits, size, align_corners=align_corners)
 
@@ -415,19 +425,19 @@ def depthwise_conv2d(
         [B, C, H', W'] with ``H' = (H + 2 padding - dilation (height - 1) - 1) // stride + 1``. Differentiable in input,
         weight and bias; on the CPU once.
     """
-    _check_maps(input=input)
-    _check_floats(weight=weight)
+    check_maps(input=input)
+    check_floats(weight=weight)
     channels = input.shape[1]
     if weight.dim() != 4 or weight.shape[:2] != (channels, 1) or 0 in weight.shape:
         raise ValueError(f"weight must be [{channels}, 1, height, width], got shape {tuple(weight.shape)}")
     given = {"input": input, "weight": weight}
     if bias is not None:
-        _check_shape("bias", bias, (channels,), "the channels of input")
+        check_shape("bias", bias, (channels,), "the channels of input")
         given["bias"] = bias
     if len({tensor.dtype for tensor in given.values()}) > 1:
         found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in given.items())
         raise TypeError(f"all tensors must have one dtype, got {found}")
-    _check_device(**given)
+    check_device(**given)
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(values) != 2 or min(values) < least:
             raise ValueError(f"{name} must be two integers from {least} on, got {values!r}")
@@ -439,86 +449,3 @@ def depthwise_conv2d(
         )
     run = backends.choose("depthwise_conv2d", tuple(given.values()), backend)
     return run(input, weight, bias, stride=stride, padding=padding, dilation=dilation)
-
-
-def _check_floats(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise TypeError(
-                f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}: "
-                f"convert with {name}.float()"
-            )
-
-
-def _check_dimensions(count: int, layout: str, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dim() != count:
-            raise ValueError(f"{name} must be {layout}, got shape {tuple(tensor.shape)}")
-
-
-def _check_maps(**tensors: Tensor) -> None:
-    _check_floats(**tensors)
-    _check_dimensions(4, "[B, C, h, w]", **tensors)
-    for name, tensor in tensors.items():
-        if 0 in tensor.shape[1:]:
-            raise ValueError(f"{name} must have classes and pixels, got shape {tuple(tensor.shape)}")
-
-
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} must have shape {expected} ({meaning}), got {tuple(tensor.shape)}")
-
-
-def _check_same_classes(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape[:2] != other.shape[:2]:
-        raise ValueError(
-            f"{name} and {other_name} must agree in images and classes, "
-            f"got {tuple(tensor.shape)} and {tuple(other.shape)}"
-        )
-
-
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise TypeError(f"labels must be uint8 or int64, got {labels.dtype}: convert with labels.long()")
-    _check_dimensions(3, "[B, H, W]", labels=labels)
-    _check_shape("labels", labels, (logits.shape[0], *labels.shape[1:]), "B of logits")
-    _check_size((labels.shape[1], labels.shape[2]), logits)
-
-
-def _check_mask(name: str, mask: Tensor | None, expected: tuple[int, ...], meaning: str) -> None:
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be bool, True = valid, got {mask.dtype}: convert with {name}.bool()")
-    _check_shape(name, mask, expected, meaning)
-
-
-def _check_device(**tensors: Tensor | None) -> None:
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise RuntimeError(f"all tensors must be on one device, got {found}")
-
-
-def _check_size(size: Size | None, logits: Tensor) -> Size:
-    """Return the label size (H, W); that of the map where none is given."""
-    if size is None:
-        return logits.shape[2], logits.shape[3]
-    if not isinstance(size, Sequence) or len(size) != 2:
-        raise ValueError(f"size must be (height, width), got {size!r}")
-    if size[0] < 1 or size[1] < 1:
-        raise ValueError(f"size must be at least 1 x 1, got {tuple(size)}")
-    return size[0], size[1]
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
-
-
-def _check_fusion(gamma: float, temperature: float, norm: str) -> None:
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma, the share of the decoder, must be in [0, 1], got {gamma}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    _check_one_of("norm", norm, NORMS)

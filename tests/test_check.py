@@ -281,9 +281,7 @@ def test_statistics_that_white_would_change_are_not_saved(root, tmp_path, capsys
     path.unlink()
     for path_of in (root / "images").rglob("*.png"):
         Image.fromarray(np.full((4, 6), 60000 + 256 * int(path_of.stem), np.uint16)).save(path_of)
-    run(
-        capsys, root, f"--save={path}", "--model.in_channels=1"
-    )  # 16 bits that are used: the high byte will do
+    run(capsys, root, f"--save={path}", "--model.in_channels=1")  # its high byte will do
     assert set(yaml.safe_load(path.read_text())["model"]) == {"in_channels", "mean", "std"}
 
 

@@ -8,6 +8,7 @@ from comparison import assert_as_good_as_eager
 from targets import on_all_targets, on_attention_targets, on_fusion_targets
 
 from pseudoseg_fast import backends, functional, reference
+from pseudoseg_fast.arguments import NORMS
 
 # (student or logits, decoder, cam, label size, classes)
 SHAPES = [
@@ -171,7 +172,7 @@ def test_dice_loss_at_its_ends(target):
 
 
 @on_all_targets
-@pytest.mark.parametrize("norm", functional.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 0.37])
 def test_consistency_loss_options(target, norm, temperature):
     case = Case((2, 6, 7, 5, 3, 4, 20, 23), device=target.device)
@@ -412,7 +413,7 @@ def test_pseudo_label(target, shape, dtype):
         "shift": torch.randn(classes),
         "mask": torch.rand(images, height * width) > 0.2,
     }
-    for norm in functional.NORMS:
+    for norm in NORMS:
         options = {"background": True, "size": (33, 41), "norm": norm}
         actual = functional.pseudo_label(
             *(tensor.to(target.device) for tensor in tensors),

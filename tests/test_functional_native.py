@@ -12,6 +12,7 @@ from targets import on_native_targets
 from test_functional import Case, loss_and_gradient, to_double
 
 from pseudoseg_fast import functional, reference
+from pseudoseg_fast.arguments import NORMS
 from pseudoseg_fast.backends import cpp
 
 ROOT = Path(functional.__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ def everything(case, target, **options):
             results += loss_and_gradient(getattr(functional, name), logits, args, function_options)
     function_options = {"backend": target.backend}
     results += loss_and_gradient(functional.dice_loss, case.student, (case.labels,), function_options)
-    for norm in functional.NORMS:
+    for norm in NORMS:
         results.append(
             functional.fuse_predictions(
                 case.decoder, case.cam, size=case.size, norm=norm, backend=target.fusing

@@ -74,3 +74,19 @@ def test_without_triton_the_reason_is_given(tmp_path):
     )
     done = python("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]), TRITON_INTERPRET="1")
     assert "Triton cannot be imported (no triton here)" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_search_for_configurations_ends_at_the_best_that_one_change_reaches():
+    from bench.attention_configs import Config, descend
+
+    start = Config(rows=128, columns=16, warps=8, stages=1, depth=32)
+    tried = []
+
+    def cost(config):
+        tried.append(config)
+        return abs(config.rows - 32) + abs(config.columns - 64) + config.warps
+
+    best, least = descend(start, cost, float("inf"))
+    assert (best.rows, best.columns, best.warps, least) == (32, 64, 2, 2)
+    assert len(tried) == len(set(tried))
+    assert descend(start, cost, 0.0) == (start, cost(start))  # no time is left

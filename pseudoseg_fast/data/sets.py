@@ -145,7 +145,7 @@ def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
     try:
         tree = read_tree(layout, root)
     except DataError as error:
-        if not listed or config.layout != "auto" or layout != "folder":
+        if not (listed and config.layout == "auto" and layout == "folder"):
             raise
         logger.warning("%s\nthe lists are taken alone: --data.layout %s", error, LISTS)
         layout, tree = LISTS, Tree()

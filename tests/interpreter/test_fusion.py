@@ -5,6 +5,7 @@ import torch
 from comparison import FLOATS, assert_as_good_as_eager
 
 from pseudoseg_fast import functional, reference
+from pseudoseg_fast.arguments import NORMS
 from pseudoseg_fast.backends.triton import _part
 
 # B, C, h, w, h2, w2, H, W
@@ -46,7 +47,7 @@ def test_fuse_predictions(shape, align_corners):
     check_fusion(*maps(shape), size=shape[6:], align_corners=align_corners, norm=norm)
 
 
-@pytest.mark.parametrize("norm", functional.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_fusion_options(norm):
     for temperature, gamma in ((0.5, 0.0), (1.0, 1.0), (0.7, 0.5), (0.01, 0.3)):
         options = {"norm": norm, "temperature": temperature, "gamma": gamma, "size": (9, 14)}
@@ -54,7 +55,7 @@ def test_fusion_options(norm):
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
-@pytest.mark.parametrize("norm", functional.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_fusion_in_half_precision(dtype, norm):
     decoder, cam = maps((2, 3, 5, 4, 3, 2), dtype)
     check_fusion(decoder, cam, size=(9, 14), norm=norm)
@@ -133,7 +134,7 @@ def test_pseudo_label_of_150_classes():
     check_label(tensors, options | {"norm": "none"})
 
 
-@pytest.mark.parametrize("norm", functional.NORMS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_pseudo_label_options(norm):
     tensors, options = label_arguments(4, True)
     for temperature, gamma in ((0.5, 0.0), (1.0, 1.0), (0.7, 0.5)):
