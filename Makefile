@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 OLDEST ?= 3.10
 BIN := $(VENV)/bin
+# As many processes as processors, of one thread each: threads that wait for a busy processor spin.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 SOURCES := pseudoseg_fast kernels tests tools bench setup.py
 CPP := $(wildcard csrc/*.* csrc/cuda/* tests/shim/*.h tests/shim/*.cpp)
 
@@ -12,13 +14,13 @@ train: $(VENV)/demo
 	$(BIN)/python -m pseudoseg_fast.train --config demo
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # The suite with the oldest Python and libraries that pyproject.toml admits; needs uv.
 oldest:
 	uv venv --quiet --clear --python $(OLDEST) $(VENV)-oldest
 	uv pip install --quiet --python $(VENV)-oldest/bin/python --resolution lowest-direct --editable '.[test,tiff]'
-	$(VENV)-oldest/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python $(PYTEST)
 
 check: $(VENV)/dev
 	$(BIN)/ruff check $(SOURCES)

@@ -57,6 +57,8 @@ def test_shares_of_the_run_become_steps():
     tagged = ("--config=demo", "--config=tagged")
     assert parse(*tagged).method.start_u == 180
     assert parse(*tagged, "--optim.steps=2000").method.start_u == 1200
+    untagged = parse(*DATA, "--config=small", "--config=untagged")
+    assert (untagged.optim.steps, untagged.method.start_u, untagged.method.ramp_u) == (4000, 1200, 100)
 
 
 def test_every_odd_value_survives_a_round_trip(tmp_path):
