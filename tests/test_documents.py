@@ -23,7 +23,7 @@ TINY = """
 data: {short_side: null, crop_size: 32, scales: [1.0], workers: 0}
 model: {encoder_name: test_efficientnet, encoder_weights: null, weights: null, attention_dim: 8}
 method: {start_u: 0}
-optim: {steps: 2, batch_size: 2}
+optim: {batch_size: 2}
 run: {accelerator: cpu}
 """
 
@@ -90,7 +90,7 @@ def test_commands_of_the_pages_run_one_after_another(workplace, monkeypatch, cap
             if program == "pseudoseg_fast.demo" or arguments == ["--config", "demo"]:
                 continue  # a server, and minutes of training; tests of their own
             if program == "pseudoseg_fast.train":
-                arguments = [*arguments, "--config", "tiny.yaml", "--run.overwrite", "true"]
+                arguments = [*arguments, "--config", "tiny.yaml", "--run.overwrite", "true", "--optim.steps", "2"]
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             status = importlib.import_module(program).main(arguments)
             assert not status, f"{page}: {program} {arguments}\n{capsys.readouterr()}"
