@@ -90,7 +90,15 @@ def test_commands_of_the_pages_run_one_after_another(workplace, monkeypatch, cap
             if program == "pseudoseg_fast.demo" or arguments == ["--config", "demo"]:
                 continue  # a server, and minutes of training; tests of their own
             if program == "pseudoseg_fast.train":
-                arguments = [*arguments, "--config", "tiny.yaml", "--run.overwrite", "true", "--optim.steps", "2"]
+                arguments = [
+                    *arguments,
+                    "--config",
+                    "tiny.yaml",
+                    "--run.overwrite",
+                    "true",
+                    "--optim.steps",
+                    "2",
+                ]
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             status = importlib.import_module(program).main(arguments)
             assert not status, f"{page}: {program} {arguments}\n{capsys.readouterr()}"
