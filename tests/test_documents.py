@@ -26,6 +26,7 @@ method: {start_u: 0}
 optim: {batch_size: 2}
 run: {accelerator: cpu}
 """
+QUICKLY = ("--config", "tiny.yaml", "--run.overwrite", "true", "--optim.steps", "2")
 
 
 def commands(page):
@@ -90,15 +91,7 @@ def test_commands_of_the_pages_run_one_after_another(workplace, monkeypatch, cap
             if program == "pseudoseg_fast.demo" or arguments == ["--config", "demo"]:
                 continue  # a server, and minutes of training; tests of their own
             if program == "pseudoseg_fast.train":
-                arguments = [
-                    *arguments,
-                    "--config",
-                    "tiny.yaml",
-                    "--run.overwrite",
-                    "true",
-                    "--optim.steps",
-                    "2",
-                ]
+                arguments = [*arguments, *QUICKLY]
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             status = importlib.import_module(program).main(arguments)
             assert not status, f"{page}: {program} {arguments}\n{capsys.readouterr()}"
