@@ -170,6 +170,9 @@ def run_grid(
         jobs: how many run side by side.
         threads: of each; None shares the cores among the jobs.
         only: regular expression; rows whose name has no match of it are not run.
+
+    Raises:
+        ValueError: what is to be run names environment variables that are not set.
     """
     cells = read_cells(path)
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +181,9 @@ def run_grid(
     failures = []
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     missing = [cell for cell in cells if cell not in done and re.search(only, cell.name)]
+    unset = {name for cell in missing for name in re.findall(r"\$\{(\w+)\}", " ".join(cell.arguments))}
+    if unset:
+        raise ValueError(f"{path} needs the environment variables {', '.join(sorted(unset))}; its head says for what")
     pool = ThreadPoolExecutor(jobs)
     futures = {
         pool.submit(cell.run, config, runs, threads): cell
@@ -233,9 +239,12 @@ def main() -> int:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     results = RESULTS / f"accuracy-{options.grid.stem}.jsonl"
-    rows, failures = run_grid(
-        options.grid, results, options.runs, options.jobs, options.threads, options.only
-    )
+    try:
+        rows, failures = run_grid(
+            options.grid, results, options.runs, options.jobs, options.threads, options.only
+        )
+    except ValueError as error:
+        parser.error(str(error))
     print(curves.table(rows))
     if written := curves.plot(rows, results.with_suffix(".png")):
         print(written)

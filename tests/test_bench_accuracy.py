@@ -54,6 +54,19 @@ def test_grid_keeps_what_finished_and_names_what_failed(tmp_path, finished):
     assert len(finished) == 4  # the failed one alone ran again
 
 
+def test_environment_variables_that_are_not_set_are_named(tmp_path, finished, monkeypatch):
+    grid = tmp_path / "small.yaml"
+    runs = {"a row": f"{OPTIONS} --data.tags ${{TAGS_OF_A_TEST}}", "another": OPTIONS}
+    grid.write_text(yaml.safe_dump({"seeds": [0], "runs": runs}))
+    results = tmp_path / "rows.jsonl"
+    with pytest.raises(ValueError, match="needs the environment variables TAGS_OF_A_TEST"):
+        accuracy.run_grid(grid, results, tmp_path)
+    assert not finished
+    assert len(accuracy.run_grid(grid, results, tmp_path, only="another")[0]) == 1
+    monkeypatch.setenv("TAGS_OF_A_TEST", "tags.csv")
+    assert len(accuracy.run_grid(grid, results, tmp_path)[0]) == 2
+
+
 def test_row_that_was_cut_off_while_it_was_written_runs_again(tmp_path, finished):
     grid = tmp_path / "small.yaml"
     grid.write_text(yaml.safe_dump({"seeds": [0, 2], "runs": {"a row": OPTIONS}}))
