@@ -183,7 +183,9 @@ def run_grid(
     missing = [cell for cell in cells if cell not in done and re.search(only, cell.name)]
     unset = {name for cell in missing for name in re.findall(r"\$\{(\w+)\}", " ".join(cell.arguments))}
     if unset:
-        raise ValueError(f"{path} needs the environment variables {', '.join(sorted(unset))}; its head says for what")
+        raise ValueError(
+            f"{path} needs the environment variables {', '.join(sorted(unset))}; its head says for what"
+        )
     pool = ThreadPoolExecutor(jobs)
     futures = {
         pool.submit(cell.run, config, runs, threads): cell

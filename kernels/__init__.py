@@ -8,8 +8,8 @@
 | fuse_predictions | two maps upsampled, softmaxed, mixed, sharpened, written once | 2; 1 for norms pixel and none |
 | pseudo_label | attention, projection, batch norm and fusion | 3; 4 above 32 channels of cam |
 
-``attention``, ``bilinear`` and ``batch_norm`` hold what several kernels share, ``launch`` what every launcher uses, and
-``compilation`` compiles a launch for a named architecture without a GPU.
+``attention``, ``bilinear`` and ``batch_norm`` hold what several kernels share, ``launch`` what every launcher uses;
+``compilation`` compiles a launch for a named architecture without a GPU, and ``machine_code`` looks for a fault in it.
 
 Every file has the kernel, then a function that plans its launches: results are allocated, nothing has run. All
 offsets into tensors are int64; all arithmetic is float32; reductions have a fixed order, so results are repeatable

@@ -209,6 +209,7 @@ def plan(
     shift: Tensor,
     background: bool,
     mask: Tensor | None,
+    scale: float,
     size: tuple[int, int],
     gamma: float,
     temperature: float,
@@ -221,7 +222,7 @@ def plan(
     """
     images, classes = decoder.shape[:2]
     rows = cam.flatten(2).mT  # [B, L, K]; a view unless h2 and w2 cannot be one dimension
-    length, scale = rows.shape[1], query.shape[2] ** -0.5
+    length = rows.shape[1]
     tile, constants = tiles(query, key, rows, CONFIGS, _MOST_CHANNELS)
     fused = rows.shape[2] <= _MOST_CHANNELS
     if not fused:

@@ -33,6 +33,34 @@ def test_kernels_compile_without_spills(capability, tmp_path):
     assert out.read_text().count('"kernel"') > 20
 
 
+def test_registers_that_nothing_has_written_are_found():
+    """What ptxas 12.8 made of refine_cam in half precision, with 24 channels and 3 classes, which failed on an H200."""
+    from pseudoseg_fast.backends.triton import import_kernels
+
+    import_kernels()
+    from pseudoseg_fast.kernels.machine_code import unwritten_reads
+
+    lines = [
+        "ULDC.64 UR34, c[0x0][0x208]",
+        "@P5 LDG.E.U16 R12, desc[UR34][R28.64]",
+        "R2UR UR16, R2",
+        "UMOV UR17, 0xc0000010",
+        "UIADD3 UR18, UP0, UR18, 0x20, URZ",
+        "UISETP.GE.AND UP0, UPT, UR18, URZ, UPT",
+        "HGMMA.64x16x16.F32 R56, R28, gdesc[UR16].tnspB, R56",
+    ]
+
+    def found(*lines: str) -> list[str]:
+        return unwritten_reads("".join(f"        /*{16 * i:04x}*/   {x} ;\n" for i, x in enumerate(lines)))
+
+    assert found(*lines) == [lines[4], lines[6]]  # of UR18 and UR19
+    assert found("UIMAD.WIDE UR18, UR16, 0x2, URZ", *lines) == ["UIMAD.WIDE UR18, UR16, 0x2, URZ"]
+    assert found(*lines[:4], "ULDC.64 UR18, c[0x0][0x210]", *lines[4:]) == []
+    both = "HGMMA.64x64x16.F32 R24, gdesc[UR16], RZ, !UPT"
+    assert found(*lines[2:4], both) == [both]
+    assert found(*lines[2:4], "LDCU.64 UR18, c[0x0][0x210]", both) == []
+
+
 def test_compiled_kernels_are_for_cuda_tensors():
     """Triton would fail on a CPU tensor with a message about drivers."""
     x = torch.zeros(1, 4, 8)

@@ -198,7 +198,7 @@ def _padded(query: Tensor, key: Tensor) -> list[Tensor]:
     """Return rows [B, L, D] with zeros up to a power of two, which change no score, where one is of half precision.
 
     Of 24 or 100 channels, with few classes, the ptxas 12.8 of Triton 3.6 makes code for an H200 that takes the address
-    of cam from a register which nothing has written; of 16, 32, 64 and 128, right code.
+    of cam from a register which nothing has written; of 16, 32, 64 and 128, right code (bench/triton_resources.py).
     """
     width = max(16, 1 << (query.shape[-1] - 1).bit_length())
     if min(query.itemsize, key.itemsize) > 2 or width == query.shape[-1]:
@@ -287,9 +287,11 @@ def _run_fuse_predictions(decoder: Tensor, cam: Tensor, height: int, width: int,
     return _part("fuse_predictions").plan(decoder, cam, (height, width), *options).run()[0]
 
 
-def _run_pseudo_label(*args: Any) -> Tensor:
-    height, width = args[8:10]
-    return _part("pseudo_label").plan(*args[:8], (height, width), *args[10:]).run()[0]
+def _run_pseudo_label(query: Tensor, key: Tensor, *args: Any) -> Tensor:
+    height, width = args[6:8]
+    scale = query.shape[-1] ** -0.5
+    rows = _padded(query, key)
+    return _part("pseudo_label").plan(*rows, *args[:6], scale, (height, width), *args[8:]).run()[0]
 
 
 def _fake_refine_cam(
