@@ -21,20 +21,22 @@ from pseudoseg_fast import visualize
 from pseudoseg_fast.config import DataConfig, make_parser, parse, to_dict
 from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
-from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, read_label_map
+from pseudoseg_fast.data.labels import MAX_CLASSES, Labels
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
-from pseudoseg_fast.data.pool import Pool, pack, read_unlabeled
+from pseudoseg_fast.data.pool import Pool, pack
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.scan import Scan, is_dark, mean_and_std, scan
 from pseudoseg_fast.data.sets import (
     DEMO,
     apart_from,
     background_class,
+    conversion,
     data_root,
     find_tags,
     find_tree,
     read_labels,
+    read_others,
 )
 from pseudoseg_fast.data.shards import are_shards, expand
 from pseudoseg_fast.data.stream import Stream
@@ -105,9 +107,7 @@ def read_sets(
     masked = apart_from(val, tree.labeled)
     labeled = read(config.labeled, masked, lambda path: read_list(path, root, index=index))
     rest = tree.without(val if config.reuse_labeled else [*labeled, *val], root)
-    unlabeled = read(
-        config.unlabeled, rest, lambda path: read_unlabeled(path, root, index, config.unlabeled_size)
-    )
+    unlabeled = read(config.unlabeled, rest, lambda path: read_others(config, root, index, val))
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
     if not val and not config.val:
@@ -217,7 +217,7 @@ def check(
         if config.classes or config.color_map:
             raise
         report.errors.append(str(error))
-        labels = Labels(MAX_CLASSES, config.ignore_index, read_label_map(config.label_map, root))
+        labels = conversion(config, root, tree, MAX_CLASSES)
     sets, pool = read_sets(config, root, tree, report)
     every = [sample for part in sets.values() for sample in part]
     if every and not fixed and (found := find_channels(every)) not in (None, channels):
@@ -312,9 +312,9 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
             os.unlink(file.name)
 
 
-def lies_here(name: str, value: str | None) -> bool:
+def lies_here(name: str, value: object) -> bool:
     """Say whether the value of an option is of a file, or of pictures, looked up from the working directory."""
-    if value is None or (name == "tags" and value == FROM_MASKS):
+    if not isinstance(value, str) or (name == "tags" and value == FROM_MASKS):
         return False
     if name != "unlabeled":
         return os.path.isfile(value)

@@ -44,7 +44,8 @@ class DataConfig:
             that the hidden masks of unlabelled pictures show, read for that alone, to simulate such a file.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
         ignore_index: id of pixels without a label in the masks.
-        label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them.
+        label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them;
+            others stay, or are what reduce_zero_label makes of them, and the layout, where the classes are its own.
         reduce_zero_label: id 0 means ignored and the others count from 1; null leaves it to the layout.
         color_map: file of the colours of RGB masks, a line "r g b class" for each.
         mask_orientation: how masks without an EXIF orientation lie: upright, or as the pictures are stored.
@@ -85,16 +86,15 @@ class DataConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range, and two conversions of labels."""
+        """Refuse values outside their range, and conversions of both colours and ids."""
         for name in ("white", "unlabeled_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"data.{name} must be positive, got {value}")
-        given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
-        if len(given) > 1:
+        given = [name for name in ("label_map", "reduce_zero_label") if getattr(self, name)]
+        if self.color_map and given:
             raise ValueError(
-                f"expected one conversion of labels, got data.{' and data.'.join(given)}; a label_map can "
-                'also say what reduce_zero_label does: "0:255,1:0,2:1"'
+                f"expected masks of colours or of ids, got data.color_map and data.{' and data.'.join(given)}"
             )
 
 

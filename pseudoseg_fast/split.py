@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from pseudoseg_fast.config import DataConfig, Parser
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list, shorten
-from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.pool import is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
+from pseudoseg_fast.data.samples import Samples
 from pseudoseg_fast.data.sets import apart_from, data_root, find_tree, read_labels
+from pseudoseg_fast.data.shards import are_shards
 from pseudoseg_fast.stop import end_quietly
 
 Pixels = NDArray[np.int64]
@@ -135,6 +137,21 @@ def relative(mask: Path | None, root: Path) -> str:
     return Path(os.path.relpath(mask, root)).as_posix()
 
 
+def listable(path: str, root: Path, index: Index) -> Samples:
+    """Return unlabelled pictures that a list can name.
+
+    Raises:
+        DataError: they lie in shards or outside the root.
+    """
+    others = None if are_shards(path) and not is_folder(path, root) else read_unlabeled(path, root, index)
+    if not isinstance(others, Samples) or others.folder != root:
+        raise DataError(
+            f"lists name pictures below {root}, and those of --data.unlabeled {path} lie outside it: leave the option "
+            "out here, and give it to training, in the place of the list unlabeled.txt"
+        )
+    return others
+
+
 def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) -> str:
     """Write a folder of lists for each share; return the table of their classes.
 
@@ -153,7 +170,7 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
         raise DataError(
             f"no training pictures with masks below {root} that are no val pictures; give --data.labeled LIST"
         )
-    others = read_unlabeled(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
+    others = listable(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
     pixels = check_masks(pool, labels)
     order, needed = covering_order(pixels, seed)
     counts = {share.replace("/", "_"): how_many(share, len(pool)) for share in shares}

@@ -338,6 +338,27 @@ def test_tags_from_hidden_masks(root, capsys):
     assert "2 of 3 unlabelled pictures have tags" in printed
 
 
+def test_a_map_given_as_a_mapping_is_saved(root, tmp_path, capsys):
+    tiny.write(root.parent / "map.yaml", ["data: {label_map: {7: 1}}"])
+    saved = tmp_path / "data.yaml"
+    assert run(capsys, root, f"--config={root.parent / 'map.yaml'}", f"--save={saved}")[0] == 0
+    assert yaml.safe_load(saved.read_text())["data"] == {"root": str(root), "label_map": {7: 1}}
+
+
+def test_ids_are_named_as_training_counts_them(root, capsys):
+    """Where nothing names the classes yet, and id 0 means ignored."""
+    (root / "classes.txt").unlink()
+    status, printed = run(capsys, root, "--data.reduce_zero_label=true")
+    assert status == 1
+    assert "the masks hold the ids 0, 255; write their names" in printed
+
+
+def test_val_pictures_among_the_unlabelled_ones_are_left_out(root, capsys):
+    status, printed = run(capsys, root, "--data.unlabeled=images")
+    assert status == 0, printed
+    assert "1 of 5 pictures of images are val pictures, and left out" in printed
+
+
 def test_streamed_pictures_are_left_out(root, capsys):
     names = ["images/train/0.png", "images/val/4.png", *(f"0.tar/{number}.png" for number in range(9))]
     tiny.write(root / "tags.csv", ["image,tags", *(f"{name},ground" for name in names)])

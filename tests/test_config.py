@@ -128,8 +128,8 @@ BAD = {
     ),
     "unknown layout": ([*DATA, "--data.layout=vok"], ["data.layout", "'voc'", "vok"]),
     "two conversions of labels": (
-        [*DATA, "--data.label_map=1:0", "--data.reduce_zero_label=true"],
-        ["expected one conversion of labels, got data.label_map and data.reduce_zero_label"],
+        [*DATA, "--data.color_map=colors.txt", "--data.reduce_zero_label=true"],
+        ["expected masks of colours or of ids, got data.color_map and data.reduce_zero_label"],
     ),
     "white": ([*DATA, "--data.white=0"], ["data.white must be positive, got 0"]),
     "unknown preset": (["--config", "demoo"], ["presets ade20k", "'demoo'", "did you mean 'demo'?"]),

@@ -108,6 +108,19 @@ def test_folders_without_a_year_are_anybodys(tmp_path):
     assert (data.layout, data.classes[0], data.pixels[:3]) == ("coco", "background", [24, 20, 4])
 
 
+def test_masks_beside_annotations_are_of_the_layout_folder(tmp_path):
+    """As annotation tools export both; COCO's names are not theirs."""
+    for split in ("train", "val"):
+        arrange(tmp_path, SHAPES[:2], split)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / split).rename(tmp_path / "images" / split)
+        (tmp_path / "masks" / split).mkdir(parents=True)
+        Image.new("L", (8, 6), 1).save(tmp_path / "masks" / split / "a b.png")
+    (tmp_path / "classes.txt").write_text("ground\nwall\n")
+    data = read_data(DataConfig(str(tmp_path)))
+    assert (data.layout, data.classes, data.pixels) == ("folder", ["ground", "wall"], [0, 48])
+
+
 def test_panoptic_masks(tmp_path):
     categories = [{**category, "isthing": 1} for category in CATEGORIES]
     categories.append({"id": 200, "name": "rug", "isthing": 0})

@@ -22,10 +22,18 @@ IDS = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
             Labels(2, label_map={255: 1, 1: 255, 2: 0}), [[0, 255, 0], [0, 1, 255]], id="map before ignore"
         ),
         pytest.param(
-            Labels(3, label_map={1: 2}, map_only="*_ids.png"), [[0, 1, 2], [2, 255, 1]], id="other files"
+            Labels(3, layout_map={1: 2}, map_only="*_ids.png"), [[0, 1, 2], [2, 255, 1]], id="other files"
         ),
         pytest.param(
-            Labels(3, label_map={1: 2}, map_only="*k.png"), [[0, 2, 2], [2, 255, 2]], id="these files"
+            Labels(3, layout_map={1: 2}, map_only="*k.png"), [[0, 2, 2], [2, 255, 2]], id="these files"
+        ),
+        pytest.param(
+            Labels(3, label_map={2: 0}, layout_map={1: 2, 2: 1}),
+            [[0, 2, 0], [0, 255, 2]],
+            id="over the layout's",
+        ),
+        pytest.param(
+            Labels(2, label_map={0: 0}, reduce_zero_label=True), [[0, 0, 1], [1, 255, 0]], id="but for zero"
         ),
     ],
 )
@@ -109,8 +117,13 @@ def test_label_maps(tmp_path):
             {"classes": 2, "label_map": {0: 2}}, "data.label_map leads to 2; expected 0 to 1", id="target"
         ),
         pytest.param(
-            {"classes": 2, "label_map": {0: 1}, "reduce_zero_label": True},
-            "expected one conversion",
+            {"classes": 2, "layout_map": {0: 3}},
+            "the layout's conversion .* leads to 3",
+            id="layout's target",
+        ),
+        pytest.param(
+            {"classes": 2, "color_map": {(0, 0, 0): 1}, "reduce_zero_label": True},
+            "expected colours or ids, got color_map and reduce_zero_label",
             id="two",
         ),
     ],

@@ -155,6 +155,57 @@ def test_a_conversion_of_ones_own_replaces_the_layouts(tmp_path):
     assert data.pixels[0] == 12
 
 
+def test_a_map_of_ones_own_is_laid_over_the_layouts(tmp_path):
+    """As check advises it for ids that mean nothing; with classes of one's own the layout's map means nothing."""
+    root = arrange(tmp_path / "ade", "ade20k")
+    save(root / MASKS["ade20k"][0], 2)
+    for options in ({}, {"reduce_zero_label": True}):
+        data = read_data(DataConfig(str(root), label_map={151: 255}, **options))
+        assert (data.pixels[1], data.labels.label_map) == (12, {151: 255})
+    root = arrange(tmp_path / "cityscapes", "cityscapes")
+    save(root / MASKS["cityscapes"][0], 33)
+    assert read_data(DataConfig(str(root), label_map={34: 255})).pixels[18] == 12
+    (root / "classes.txt").write_text("no bicycle\nbicycle\n")
+    data = read_data(DataConfig(str(root), label_map={33: 1}))
+    assert (data.classes, data.pixels) == (["no bicycle", "bicycle"], [0, 12])
+    with pytest.raises(DataError, match=r"the layout's conversion .* leads to 2, 3"):
+        read_data(DataConfig(str(root)))
+
+
+def test_names_of_ones_own_count_for_more_than_the_layouts(tmp_path, caplog):
+    root = arrange(tmp_path, "voc")
+    (root / "classes.txt").write_text("ground\nwall\n")
+    with caplog.at_level(logging.INFO):
+        assert read_data(DataConfig(str(root))).classes == ["ground", "wall"]
+    assert f"the 2 classes are those of {root / 'classes.txt'}, not the layout's" in caplog.text
+
+
+def test_val_pictures_among_the_unlabelled_ones_are_left_out(tmp_path, caplog):
+    root = arrange(tmp_path / "set", "folder")
+    (root / "classes.txt").write_text("background\nsky\n")
+    (root / "list.txt").write_text("images/val/c.jpg\nimages/train/a.jpg\n")
+    for unlabeled, count in (("images", 2), ("list.txt", 1), (str(tmp_path), 4)):
+        caplog.clear()
+        data = read_data(DataConfig(str(root), unlabeled=unlabeled))
+        assert len(data.unlabeled) == count
+        assert not any("c.jpg" in name for name in data.unlabeled.names)
+        assert f"1 of {count + 1} pictures of {unlabeled} are val pictures, and left out" in caplog.text
+    with pytest.raises(DataError, match="names val pictures alone"):
+        read_data(DataConfig(str(root), unlabeled="images/val"))
+
+
+def test_made_train_ids_of_coco_are_taken_before_what_they_were_made_of(tmp_path):
+    root = arrange(tmp_path, "coco")
+    shutil.rmtree(root / "stuffthingmaps")
+    for name in ("train2017/a", "val2017/c"):
+        save(root / f"annotations/{name}.png", 15)
+        save(root / f"annotations/{name}_labelTrainIds.png", 14)
+    (root / "classes.txt").write_text("".join(f"{number}\n" for number in range(20)))
+    data = read_data(DataConfig(str(root)))
+    assert (data.pixels[14], data.pixels[15]) == (12, 0)
+    assert read_tree("coco", root).orphans == []
+
+
 def test_folder_without_train_and_val(tmp_path, caplog):
     for name in ("images/a.png", "images/b.png", "images/c.jpg", "masks/a.png", "masks/b.png", "masks/z.png"):
         save(tmp_path / name)
@@ -255,6 +306,9 @@ def test_tags_from_hidden_masks(tmp_path, caplog):
         (root / "labeled.txt").write_text("images/train/a.jpg masks/train/a.png\n")
         tags = dict(read_data(config).tags)
         assert {name: tags[name] for name in expected} == expected, unlabeled
+    save(root / "masks/train/d.png", 255)
+    assert dict(read_data(config).tags).keys() == {"images/train/a.jpg", "images/train/b.jpg"}
+    assert "1 of their masks are ignored altogether: these pictures are not tagged" in caplog.text
 
 
 def test_a_folder_of_no_layout(tmp_path):

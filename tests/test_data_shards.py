@@ -46,7 +46,8 @@ def root(tmp_path):
     long = "deep/" + "x" * 120 + " ü.png"  # longer than a plain head holds
     write_shard(
         tmp_path / "shards/pool-00.tar",
-        {"0.png": encoded(0), "0.json": b"{}", long: encoded(1), "2.TIFF": encoded(2, "TIFF")},
+        {"0.png": encoded(0), "0.json": b"{}", long: encoded(1), "2.TIFF": encoded(2, "TIFF")}
+        | dict.fromkeys(("._0.png", "__MACOSX/._0.png", ".hidden/0.png"), b"resource fork"),
     )
     write_shard(tmp_path / "shards/pool-01.tar", {f"{number}.png": encoded(number) for number in (3, 4)})
     return tmp_path

@@ -86,6 +86,13 @@ def test_names_and_seeds(url):
     assert item["corrupt"] == ()
 
 
+def test_members_keep_their_names_and_hidden_ones_are_left_out(tmp_path):
+    names = ("./a/IMG_0.v1.PNG", "IMG_0.JSON", "._IMG_0.PNG")
+    write_shard(tmp_path / "a.tar", {name: encoded(3) for name in names})
+    items = itertools.islice(StreamDataset(pictures(f"pipe:cat {tmp_path}/a.tar"), 0), 3)
+    assert {item["name"] for item in items} == {"a.tar/./a/IMG_0.v1.PNG"}
+
+
 def test_unreadable_pictures_are_skipped_and_named(tmp_path):
     write_shard(tmp_path / "a.tar", {"bad.png": b"no picture", "good.png": encoded(3)})
     items = itertools.islice(StreamDataset(pictures(f"pipe:cat {tmp_path}/a.tar"), 0), 6)

@@ -92,6 +92,16 @@ def test_val_pictures_are_neither_labelled_nor_unlabelled(root, tmp_path):
         assert set(names).isdisjoint(held_out)
 
 
+@pytest.mark.parametrize("pool", ["../pool", "pool-*.tar", "http://127.0.0.1:9/{0..9}.tar"])
+def test_pictures_that_no_list_can_name_are_refused(root, tmp_path, capsys, pool):
+    (tmp_path / "pool").mkdir()
+    Image.new("L", (4, 3)).save(tmp_path / "pool" / "a 00.png")
+    given = tmp_path / "pool" if pool == "../pool" else pool
+    assert run(root, tmp_path / "out", "--labeled=1/4", f"--data.unlabeled={given}") == 2
+    assert "lie outside it: leave the option out here, and give it to training" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_seed_decides(root, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(root, tmp_path / name, "--labeled=1/4", f"--seed={seed}") == 0

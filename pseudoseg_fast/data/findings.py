@@ -133,6 +133,7 @@ def advice(strange: Counter[int], labels: Labels) -> str:
     ids = sorted(strange)
     pairs = ",".join(f"{number}:{IGNORE_INDEX}" for number in ids[:8])
     rest = f" and so on for the other {len(ids) - 8}" if len(ids) > 8 else ""
+    rest += " --data.reduce_zero_label true" if labels.reduce_zero_label else ""
     ways = [f"if they mean nothing, --data.label_map {pairs}{rest}"]
     if len(ids) == 1:
         ways = [f"if it means no label, --data.ignore_index {ids[0]}"]

@@ -33,13 +33,15 @@ class WrongIds(DataError):
 class Labels:
     """What the pixels of mask files mean.
 
-    At most one of ``label_map``, ``reduce_zero_label`` and ``color_map`` may be given.
+    ``color_map`` is for masks of colours, and goes with no other conversion. Of an id what comes first decides:
+    ``label_map``, ``layout_map``, ``ignore_index``, ``reduce_zero_label``; otherwise it stays as it is.
 
     Args:
         classes: number of classes C; converted ids are 0 to C - 1, and 255 for ignored.
-        ignore_index: id in the files that means ignored, unless ``label_map`` names it.
-        label_map: ids in the files to class ids, 255 for ignored; ids that it does not name stay as they are.
-        map_only: shell pattern of the paths whose masks ``label_map`` is for.
+        ignore_index: id in the files that means ignored.
+        label_map: ids in the files to class ids, 255 for ignored.
+        layout_map: the same, for masks of some paths alone.
+        map_only: shell pattern of the paths whose masks ``layout_map`` is for.
         reduce_zero_label: id 0 in the files means ignored, and the others count from 1.
         color_map: colours (r, g, b) to class ids, 255 for ignored.
         stored: masks lie on their pictures as the files store them, and are turned upright with them.
@@ -48,6 +50,7 @@ class Labels:
     classes: int
     ignore_index: int = IGNORE_INDEX
     label_map: Mapping[int, int] = field(default_factory=dict)
+    layout_map: Mapping[int, int] = field(default_factory=dict)
     map_only: str = "*"
     reduce_zero_label: bool = False
     color_map: Mapping[Color, int] = field(default_factory=dict)
@@ -59,18 +62,21 @@ class Labels:
             raise ValueError(
                 f"classes must be 1 to {MAX_CLASSES} (masks are 8-bit, 255 is ignored), got {self.classes}"
             )
-        given = [name for name in ("label_map", "reduce_zero_label", "color_map") if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"expected one conversion of labels, got data.{' and data.'.join(given)}")
-        targets = {*self.label_map.values(), *self.color_map.values()}
-        wrong = sorted(
-            target for target in targets if not 0 <= target < self.classes and target != IGNORE_INDEX
-        )
-        if wrong:
-            raise DataError(
-                f"data.{given[0]} leads to {', '.join(map(str, wrong))}; expected 0 to {self.classes - 1}, "
-                f"or {IGNORE_INDEX} for ignored"
-            )
+        of_ids = [name for name in ("label_map", "layout_map", "reduce_zero_label") if getattr(self, name)]
+        if self.color_map and of_ids:
+            raise ValueError(f"expected colours or ids, got color_map and {of_ids[0]}")
+        maps: dict[str, Mapping[Any, int]] = {
+            "data.label_map": self.label_map,
+            "the layout's conversion (which --data.label_map replaces)": self.layout_map,
+            "data.color_map": self.color_map,
+        }
+        for name, targets in maps.items():
+            wrong = sorted({x for x in targets.values() if not 0 <= x < self.classes and x != IGNORE_INDEX})
+            if wrong:
+                raise DataError(
+                    f"{name} leads to {_some(list(map(str, wrong)))}; expected 0 to {self.classes - 1}, or "
+                    f"{IGNORE_INDEX} for ignored"
+                )
 
     def convert(self, ids: NDArray[Any], path: Path) -> NDArray[np.uint8]:
         """Turn the ids [H, W] of a mask file into class ids.
@@ -79,7 +85,9 @@ class Labels:
             WrongIds: an id means neither a class nor ignored.
         """
         shape = ids.shape
-        label_map = self.label_map if fnmatch(str(path), self.map_only) else {}
+        label_map = self.label_map
+        if self.layout_map and fnmatch(str(path), self.map_only):
+            label_map = {**self.layout_map, **self.label_map}
         if ids.dtype == np.uint8:
             present = np.flatnonzero(count_ids(ids))
         else:

@@ -210,8 +210,8 @@ def _count_pixels(
 
 def black_and_white(labels: Labels, pixels: NDArray[np.int64]) -> bool:
     """Say whether pixel counts by id, [256], look like those of two classes drawn as 0 and 255."""
-    plain = not (labels.label_map or labels.color_map) and labels.ignore_index == IGNORE_INDEX
-    if not plain or labels.classes != 2 or not len(pixels):
+    converted = labels.label_map or labels.layout_map or labels.reduce_zero_label or labels.color_map
+    if converted or labels.ignore_index != IGNORE_INDEX or labels.classes != 2 or not len(pixels):
         return False
     return pixels[0] > 0 and pixels[1] == 0 and pixels[IGNORE_INDEX] > 0
 

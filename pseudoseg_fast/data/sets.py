@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pseudoseg_fast.config import DataConfig
 from pseudoseg_fast.data.demo import demo_root
-from pseudoseg_fast.data.labels import Labels, read_color_map, read_label_map
+from pseudoseg_fast.data.labels import Color, Labels, read_color_map, read_label_map
 from pseudoseg_fast.data.layouts import LISTS, guess, read_tree
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import (
@@ -25,7 +26,7 @@ from pseudoseg_fast.data.lists import (
 )
 from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
-from pseudoseg_fast.data.samples import Samples
+from pseudoseg_fast.data.samples import Names, Samples
 from pseudoseg_fast.data.shards import ShardSamples, are_shards
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
@@ -167,18 +168,16 @@ def find_tree(config: DataConfig, root: Path) -> tuple[str, Tree]:
 def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], Labels]:
     """Return the names of the classes and what the values in mask files mean.
 
-    A conversion that the configuration gives takes the place of the layout's.
-
     Raises:
         DataError: nothing says what the classes are, or a conversion does not fit them.
     """
-    names: Sequence[str] | None = None
+    names: Sequence[str] | None = tree.classes
     if config.classes:
         names = read_classes(config.classes, root)
-    elif tree.classes is not None:
-        names = tree.classes
     elif (root / CLASSES).is_file():
         names = read_classes(root / CLASSES)
+        if tree.classes is not None and names != [*tree.classes]:
+            logger.info("the %d classes are those of %s, not the layout's", len(names), root / CLASSES)
     colors: dict[tuple[int, int, int], int] = {}
     if config.color_map:
         colors, listed = read_color_map(config.color_map, root, names)
@@ -193,15 +192,45 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
             f"expected two classes at least, got {names[0]} alone: name what is not {names[0]}, too, such as "
             "background, in the order of the ids (in masks drawn in black and white the black one is 0)"
         )
+    own = names is not tree.classes
+    return list(names), conversion(config, root, tree, len(names), own=own, color_map=colors)
+
+
+def conversion(
+    config: DataConfig,
+    root: Path,
+    tree: Tree,
+    classes: int,
+    *,
+    own: bool = True,
+    color_map: Mapping[Color, int] = MappingProxyType({}),
+) -> Labels:
+    """Return what the values in mask files mean.
+
+    Colours, ``reduce_zero_label`` and, where the classes are the user's own, ``label_map`` take the place of what the
+    layout converts; where they are the layout's, ``label_map`` is laid over it.
+
+    Args:
+        config: what is given.
+        root: folder that files are relative to.
+        tree: what the layout has found.
+        classes: number of classes.
+        own: they are not the layout's.
+        color_map: colours that are given.
+
+    Raises:
+        DataError: it does not fit the classes.
+    """
     label_map = read_label_map(config.label_map, root)
-    given = bool(label_map or colors) or config.reduce_zero_label is not None
-    return list(names), Labels(
-        len(names),
+    replaced = bool(color_map) or config.reduce_zero_label is not None or bool(label_map and own)
+    return Labels(
+        classes,
         ignore_index=config.ignore_index,
-        label_map=label_map if given else tree.label_map,
-        map_only="*" if given else tree.map_only,
-        reduce_zero_label=bool(config.reduce_zero_label) if given else tree.reduce_zero_label,
-        color_map=colors,
+        label_map=label_map,
+        layout_map={} if replaced else tree.label_map,
+        map_only=tree.map_only,
+        reduce_zero_label=bool(config.reduce_zero_label) if replaced else tree.reduce_zero_label,
+        color_map=color_map,
         stored=config.mask_orientation == "stored",
     )
 
@@ -234,7 +263,7 @@ def read_samples(
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
     others: Pool = Samples(root)
     if unlabeled and config.unlabeled:
-        others = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
+        others = read_others(config, root, index, val)
     elif unlabeled:
         others = tree.without(val if config.reuse_labeled else [*known, *val], root)
         if config.labeled and not config.reuse_labeled:
@@ -252,6 +281,36 @@ def apart_from(val: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]
     """Return the samples whose pictures are none to evaluate on."""
     held_out = {sample.image for sample in val}
     return [sample for sample in samples if sample.image not in held_out]
+
+
+def read_others(config: DataConfig, root: Path, index: Index, val: Sequence[Sample]) -> Pool:
+    """Return the unlabelled pictures that ``config.unlabeled`` names, but for those to evaluate on.
+
+    Raises:
+        DataError: as :func:`~pseudoseg_fast.data.pool.read_unlabeled`, or no others are left.
+    """
+    if not config.unlabeled:
+        raise ValueError("data.unlabeled expects a list, a folder or shards, got nothing")
+    pool = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
+    if not isinstance(pool, Samples):
+        return pool
+    held_out = {
+        sample.image.relative_to(pool.folder).as_posix()
+        for sample in val
+        if isinstance(sample.image, Path) and sample.image.is_relative_to(pool.folder)
+    }
+    if held_out.isdisjoint(pool.names):
+        return pool
+    others = Samples(pool.folder, Names.of(name for name in pool.names if name not in held_out))
+    if not others:
+        raise DataError(f"{config.unlabeled} names val pictures alone; expected pictures to learn from")
+    logger.warning(
+        "%d of %d pictures of %s are val pictures, and left out",
+        len(pool) - len(others),
+        len(pool),
+        config.unlabeled,
+    )
+    return others
 
 
 def find_tags(
@@ -305,7 +364,13 @@ def find_tags(
         len(shown),
         len(unlabeled),
     )
-    return tags_from_masks(list(shown.values()), labels)
+    tags = tags_from_masks(list(shown.values()), labels)
+    if background_class(config.background, classes) is None and (nothing := tags.without_classes()):
+        logger.warning(
+            "%d of their masks are ignored altogether: these pictures are not tagged", len(nothing)
+        )
+        tags = tags.only(set(tags) - set(nothing))
+    return tags
 
 
 def _of_pictures(

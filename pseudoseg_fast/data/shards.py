@@ -110,7 +110,7 @@ def read_shards(text: str | Path, root: Path) -> ShardSamples:
     def fresh(arrays: Arrays) -> bool:
         return bool(now[:, 1].max() < arrays["began"] - SETTLED)
 
-    known = remember("shards", (shards, now.tolist()), fresh, find)
+    known = remember("shown-shards", (shards, now.tolist()), fresh, find)  # "shards" had hidden members, too
     samples = ShardSamples(Names.of(shards), Names(known["names"]), known["places"])
     if not samples:
         raise DataError(f"{text} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -144,6 +144,12 @@ def expand(word: str) -> list[str]:
     return [each for name in names for each in expand(name)]
 
 
+def is_picture(name: str) -> bool:
+    """Say whether a member of a tar file is a picture; hidden ones are none, such as macOS packs beside each file."""
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
 def _read_heads(shard: str) -> tuple[list[str], NDArray[np.int64]] | str:
     """Return names and [N, 2] offsets and sizes of the pictures in a shard, or what is wrong with it."""
     names: list[str] = []
@@ -153,7 +159,7 @@ def _read_heads(shard: str) -> tuple[list[str], NDArray[np.int64]] | str:
         size = os.path.getsize(shard)
         with tarfile.open(shard, "r:") as file:
             for member in file:
-                if member.isreg() and os.path.splitext(member.name)[1].lower() in IMAGE_SUFFIXES:
+                if member.isreg() and is_picture(member.name):
                     if member.offset_data + member.size > size:
                         return f"{shard} ends within {member.name}: it was cut off"
                     names.append(f"{above}/{member.name}")

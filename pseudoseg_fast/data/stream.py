@@ -20,9 +20,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pseudoseg_fast.data.dataset import MAX_REPLACEMENTS, SegmentationDataset
 from pseudoseg_fast.data.decode import UnreadableImage
-from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, Blob, DataError, Sample
+from pseudoseg_fast.data.lists import Blob, DataError, Sample
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.samples import Names
+from pseudoseg_fast.data.shards import is_picture
 
 SHUFFLED = 1000
 """Encoded pictures among which a worker draws."""
@@ -120,20 +121,21 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
 
     def _samples(self, hand: int, hands: int) -> Iterator[Sample]:
         """Yield the pictures of the shards of one hand, encoded."""
-        import webdataset
+        from webdataset.tariterators import tar_file_expander, url_opener
 
         bare = 0
         for shard in self._shards(hand, hands):
             found = False
             name = shard.rstrip("/").rpartition("/")[2]
             try:
-                for group in webdataset.tarfile_samples([{"url": shard}]):
-                    for kind in group:
-                        suffix = f".{kind}"
-                        if suffix[suffix.rindex(".") :].lower() in IMAGE_SUFFIXES:
-                            found = True
-                            member = f"{name}/{group['__key__']}{suffix}"
-                            yield Sample(member, Blob(member, group[kind]))
+                # One by one: to group files, as webdataset does, writes what their names end with in small letters.
+                files = tar_file_expander(
+                    url_opener([{"url": shard}]), select_files=is_picture, eof_value=None
+                )
+                for file in files:
+                    found = True
+                    member = f"{name}/{file['fname']}"
+                    yield Sample(member, Blob(member, file["data"]))
             except Exception as error:  # programs and tar files fail in many ways
                 raise DataError(f"{shard} cannot be streamed: {error}") from error
             bare = 0 if found else bare + 1

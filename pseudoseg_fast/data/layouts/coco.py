@@ -2,7 +2,7 @@
 
 Lin et al., Microsoft COCO, ECCV 2014. Masks are the first of these that is there, by split or in one folder:
 
-- ``masks``: ids 0 to 80, as semi-supervised repositories distribute them;
+- ``masks``: ids 0 to 80, as semi-supervised repositories distribute them, for folders with a year;
 - ``stuffthingmaps``: the PNGs of COCO-Stuff (Caesar et al., CVPR 2018), which hold the category id less one; things
   become the 80 classes, stuff the background, and what has no label stays ignored;
 - ``annotations/train2017``, or PNGs in ``annotations``: ids, such as the ``_labelTrainIds`` that mmsegmentation makes;
@@ -35,7 +35,7 @@ STUFF = range(91, 183)
 FROM_STUFF = {number - 1: 0 for number in STUFF} | {
     number - 1: index for index, number in enumerate(THINGS, 1)
 }
-MASK_ENDS = ("", "_labelTrainIds")
+MASK_ENDS = ("_labelTrainIds", "")
 ANNOTATIONS = "annotations"
 STUFF_MAPS = "stuffthingmaps"
 
@@ -73,10 +73,14 @@ def read(root: Path) -> Tree:
 
 
 def _folder(root: Path, split: str) -> Path | None:
-    """Return the folder of a split's pictures; one without a year needs an annotation file to tell."""
+    """Return the folder of a split's pictures.
+
+    One without a year needs an annotation file to tell, and no masks: those are of the layout ``folder``.
+    """
     for year in YEARS:
         found = first_folder(root, f"{split}{year}", f"images/{split}{year}")
-        if found and (year or any(_file(root, kind, found).is_file() for kind in ("instances", "panoptic"))):
+        annotated = found and any(_file(root, kind, found).is_file() for kind in ("instances", "panoptic"))
+        if found and (year or (annotated and not (root / "masks" / split).is_dir())):
             return found
     return None
 
