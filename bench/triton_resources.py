@@ -48,9 +48,11 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
     if not small:
         pairs += [("bfloat16", "float32"), ("float16", "float16")]
     for scores, values in pairs:
-        for depth in (128,) if small else (32, 64, 128, 256):  # others are padded in half precision
-            for channels in (3, 20) if small and values != "float32" else (3, 20, 150):
+        for depth in (128,) if small else (24, 64, 128, 256):
+            for channels in (20,) if small and values != "float32" else (20, 150) if small else (3, 20, 150):
                 yield from _attention_cases(scores, values, depth, channels, small)
+    if small:  # what ptxas 12.8 makes wrong code of unless its rows are padded
+        yield from _attention_cases("bfloat16", "bfloat16", 24, 3, small)
     for logits in ("float32",) if small else ("float32", "bfloat16"):
         for classes in (21, 150) if small else (21, 60, 150, 600):
             for norm, temperature in (("batch", 0.5), ("pixel", 0.7)):
@@ -88,7 +90,6 @@ def _attention_cases(
             _meta(classes),
             True,
             None,
-            depth**-0.5,
             (129, 129),
             0.5,
             0.5,

@@ -84,6 +84,34 @@ def dense_rows(rows: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
+def aligned_rows(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows [B, L, D] such that all begin at multiples of 16 numbers, if one of the tensors is of half precision.
+
+    Rows of other than a power of two channels get zeros behind them, which change no score; views into larger
+    tensors and what a convolution left as [B, D, L] are copied. Of others ptxas 12.8, which Triton 3.6 brings, has made
+    wrong code for compute capability 9.0: it takes the address of cam from a register which nothing has written.
+    ``bench/triton_resources.py`` finds it, in the machine code of 24 and 100 channels, and of 32 and 128 that lie
+    otherwise.
+    """
+    if min(query.itemsize, key.itemsize) > 2:
+        return query, key
+    depth = query.shape[2]
+    width = max(16, triton.next_power_of_2(depth))
+    if width > depth:
+        query, key = (torch.nn.functional.pad(rows, (0, width - depth)) for rows in (query, key))
+        return query, key
+    query, key = (
+        rows if _is_aligned(rows) else rows.clone(memory_format=torch.contiguous_format)
+        for rows in (query, key)
+    )
+    return query, key
+
+
+def _is_aligned(rows: Tensor) -> bool:
+    image, row, channel = rows.stride()
+    return channel == 1 and row % 16 == 0 and image % 16 == 0 and rows.data_ptr() % 16 == 0
+
+
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     """Return Triton's name of a floating dtype."""
     return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype]

@@ -26,7 +26,7 @@ from torch import Tensor
 from .attention import attend, load_rows, product
 from .batch_norm import store_block_statistics
 from .fuse_predictions import launch as fusion
-from .launch import Arguments, Config, Launch, Plan, dense_rows, strides
+from .launch import Arguments, Config, Launch, Plan, aligned_rows, dense_rows, strides
 from .logit_scale import BatchNorm
 from .logit_scale import launch as square_sums
 from .refine_cam_forward import plan as refine_cam
@@ -209,7 +209,6 @@ def plan(
     shift: Tensor,
     background: bool,
     mask: Tensor | None,
-    scale: float,
     size: tuple[int, int],
     gamma: float,
     temperature: float,
@@ -222,7 +221,8 @@ def plan(
     """
     images, classes = decoder.shape[:2]
     rows = cam.flatten(2).mT  # [B, L, K]; a view unless h2 and w2 cannot be one dimension
-    length = rows.shape[1]
+    length, scale = rows.shape[1], query.shape[2] ** -0.5
+    query, key = aligned_rows(query, key)
     tile, constants = tiles(query, key, rows, CONFIGS, _MOST_CHANNELS)
     fused = rows.shape[2] <= _MOST_CHANNELS
     if not fused:

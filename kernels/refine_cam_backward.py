@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import load_rows, load_valid, masked_scores, product, row_products, store_rows
-from .launch import Arguments, Config, Launch, Plan, strides
+from .launch import Arguments, Config, Launch, Plan, aligned_rows, strides
 from .refine_cam_forward import most_channels, scalars, tiles
 
 # Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what compiles
@@ -273,6 +273,8 @@ def plan(
     are 2 launches up to 32 channels and 3 above, where the gradient of the keys needs all channels, 32 at a time, and
     that of cam is shared among programs as in forward.
     """
+    depth = query.shape[2]
+    query, key = aligned_rows(query, key)
     tile, constants = tiles(query, key, cam, CONFIGS, _MOST_CHANNELS)
     together = cam.shape[2] <= _MOST_CHANNELS
     grad_query, grad_key = (
@@ -301,4 +303,4 @@ def plan(
         groups = triton.cdiv(cam.shape[2], constants["BK"])
         constants["ONE_GROUP"] = groups == 1
         launches.append(Launch(_grad_key_cam_kernel, programs * groups, inputs | outputs, constants, tile))
-    return Plan((grad_query, grad_key, grad_cam), launches)
+    return Plan((grad_query[..., :depth], grad_key[..., :depth], grad_cam), launches)

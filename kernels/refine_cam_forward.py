@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attend, load_rows, store_rows
-from .launch import Config, Launch, Plan, operand_dtype, strides, triton_dtype
+from .launch import Config, Launch, Plan, aligned_rows, operand_dtype, strides, triton_dtype
 
 # Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what
 # compiles without spills in 99 KiB of shared memory; no GPU has compared them
@@ -117,6 +117,7 @@ def plan(
     units of log2, both float32. The first is kept apart from the result because a half-precision result is too coarse
     for the gradient. ``dtype`` is that of the refined maps; None for that of cam.
     """
+    query, key = aligned_rows(query, key)
     images, length, channels = cam.shape
     refined = cam.new_empty((images, length, channels), dtype=dtype)
     kept = (images, length) if keep else (0,)

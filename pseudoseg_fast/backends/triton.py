@@ -133,7 +133,6 @@ def refine_cam(
     """See ``functional.refine_cam``."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))  # see launch.dense_rows
-    query, key = _padded(query, key)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, cam))
     operator = torch.ops.pseudoseg_triton.refine_cam
     if torch.compiler.is_compiling() or not differentiable:
@@ -194,18 +193,6 @@ def pseudo_label(
     )
 
 
-def _padded(query: Tensor, key: Tensor) -> list[Tensor]:
-    """Return rows [B, L, D] with zeros up to a power of two, which change no score, where one is of half precision.
-
-    Of 24 or 100 channels, with few classes, the ptxas 12.8 of Triton 3.6 makes code for an H200 that takes the address
-    of cam from a register which nothing has written; of 16, 32, 64 and 128, right code (bench/triton_resources.py).
-    """
-    width = max(16, 1 << (query.shape[-1] - 1).bit_length())
-    if min(query.itemsize, key.itemsize) > 2 or width == query.shape[-1]:
-        return [query, key]
-    return [torch.nn.functional.pad(rows, (0, width - rows.shape[-1])) for rows in (query, key)]
-
-
 class _RefineCam(torch.autograd.Function):
     """The derivative of refine_cam in eager mode, where a registered one would cost more per call."""
 
@@ -263,7 +250,7 @@ def _register() -> None:
     """Make the operators known to torch, with shapes and derivative for torch.compile and for direct use."""
     run: dict[str, Callable[..., Any]] = {
         "refine_cam": lambda *args: _part("refine_cam_forward").plan(*args).run(),
-        "refine_cam_backward": lambda *args: _part("refine_cam_backward").plan(*args).run(),
+        "refine_cam_backward": _run_refine_cam_backward,
         "fuse_predictions": _run_fuse_predictions,
         "pseudo_label": _run_pseudo_label,
     }
@@ -283,15 +270,18 @@ def _register() -> None:
     )
 
 
+def _run_refine_cam_backward(*args: Any) -> tuple[Tensor, ...]:
+    """Return dense gradients; those of rows that were padded are parts of larger ones."""
+    return tuple(part.contiguous() for part in _part("refine_cam_backward").plan(*args).run())
+
+
 def _run_fuse_predictions(decoder: Tensor, cam: Tensor, height: int, width: int, *options: Any) -> Tensor:
     return _part("fuse_predictions").plan(decoder, cam, (height, width), *options).run()[0]
 
 
-def _run_pseudo_label(query: Tensor, key: Tensor, *args: Any) -> Tensor:
-    height, width = args[6:8]
-    scale = query.shape[-1] ** -0.5
-    rows = _padded(query, key)
-    return _part("pseudo_label").plan(*rows, *args[:6], scale, (height, width), *args[8:]).run()[0]
+def _run_pseudo_label(*args: Any) -> Tensor:
+    height, width = args[8:10]
+    return _part("pseudo_label").plan(*args[:8], (height, width), *args[10:]).run()[0]
 
 
 def _fake_refine_cam(

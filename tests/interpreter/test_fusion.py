@@ -175,7 +175,7 @@ def test_launches_are_as_few_as_documented():
         assert len(_part("fuse_predictions").plan(*maps_of, *more).launches) == fusion
         for tensors, given, count in ((query, options, 3), (wide, wide_options, 4)):
             tensors = (query, key, cam, decoder) if count == 3 else tensors
-            args = (given["projection"], given["shift"], True, given["mask"], 0.3)
+            args = (given["projection"], given["shift"], True, given["mask"])
             assert len(_part("pseudo_label").plan(*tensors, *args, *more).launches) == count
 
 
@@ -198,7 +198,6 @@ def test_no_tensor_of_the_label_size_is_made_but_the_label():
             options["shift"],
             True,
             None,
-            0.3,
             (201, 203),
             0.5,
             0.5,

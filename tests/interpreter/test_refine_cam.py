@@ -63,6 +63,12 @@ def test_half_precision(dtype):
         check(arguments(shape, dtype), mask=masks(*shape[:2])["some"])
 
 
+def test_parts_of_one_tensor_in_half_precision():
+    """Their rows begin anywhere, and are copied to where they can be read 16 bytes at a time."""
+    tensors = arguments((2, 19, 32, 3), torch.float16)
+    check(torch.cat([torch.ones(2, 19, 1).half(), *tensors], -1).split([1, 32, 32, 3], -1)[1:])
+
+
 def test_mixed_dtypes_and_a_scale():
     query, key, cam = arguments((1, 37, 24, 5))
     check((query.bfloat16(), key.bfloat16(), cam), scale=-0.3)
