@@ -108,6 +108,12 @@ class MethodConfig:
                 "method.dice_unlabeled makes labels at the crop size, where the edges of method.cutmix, got "
                 f"{self.cutmix}, would blend the labels of two pictures; turn one of the two off"
             )
+        if self.exclude_untagged and self.cutmix and (self.gamma < 1 or self.label_size != "decoder"):
+            raise ValueError(
+                "method.exclude_untagged with method.cutmix expects method.gamma 1 and method.label_size decoder: "
+                "where maps are enlarged, edges of CutMix between pictures that rule out each other's classes would be "
+                f"taught to be background; got {self.gamma} and {self.label_size}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
         if isinstance(self.class_weight, tuple) and not all(weight >= 0 for weight in self.class_weight):

@@ -136,7 +136,16 @@ class StepLosses(nn.Module):
         """Return, for each strong view, its images, the weak view's outputs that label them, and valid pixels."""
         method, valid = self.method, unlabeled["valid"]
         tags = unlabeled["tags"] if method.image_labels else None
-        with torch.no_grad():
+        # In a joint step this pass is the first. The half-precision copies of the weights that it makes without a graph
+        # must not be kept, as torch 2.10 keeps them: the next pass would leave the weights without a gradient.
+        device = valid.device.type
+        autocast = torch.autocast(
+            device,
+            torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=not self.joint,
+        )
+        with torch.no_grad(), autocast:
             weak = weak_pass(self._labeler[0], method, unlabeled["weak"], valid.any(1), tags)
         if method.exclude_untagged and tags is not None:
             weak = exclude_untagged(weak, tags, self.network.background, self.tag_frequency)

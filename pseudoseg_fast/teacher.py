@@ -43,3 +43,4 @@ class Teacher:
         torch._foreach_lerp_(averaged, current, 1 - decay)
         if copied:
             torch._foreach_copy_(copied, sources)
+        self.model.eval()  # at which timm's networks forget what they keep of their weights, such as attention biases

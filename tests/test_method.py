@@ -98,6 +98,10 @@ def test_defaults_are_the_papers():
             {"dice_unlabeled": True, "weight_dice": 1.0, "cutmix": 0.5},
             "the edges of method.cutmix, got 0.5, would blend",
         ),
+        (
+            {"image_labels": True, "norm": "none", "exclude_untagged": True, "cutmix": 0.5},
+            "expects method.gamma 1 and method.label_size decoder.*got 0.5 and decoder",
+        ),
     ],
     ids=str,
 )

@@ -123,7 +123,7 @@ def test_dice_counts_strong_views_where_they_are_valid(joint):
 
 def test_mixed_pictures_keep_what_their_tags_ruled_out():
     tagged = {"image_labels": True, "exclude_untagged": True, "norm": "none", "weight_x": 0.0}
-    step = make("test_convnext", cutmix=1.0, **tagged)
+    step = make("test_convnext", cutmix=1.0, gamma=1.0, **tagged)
     side = 3 * step.network.stride
     numbers = torch.arange(3, dtype=torch.uint8)[:, None, None, None]
     unlabeled = {
@@ -159,6 +159,17 @@ def test_a_joint_pass_is_the_same_where_no_norm_looks_at_the_batch():
         torch.testing.assert_close(joint[name], loss)
     for name, gradient in ours.items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_all_weights_get_gradients_in_half_precision(joint):
+    """Autocast may keep copies of weights; those made without a graph would cut it."""
+    step = make("test_convnext", joint=joint)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = step(*batches(), 1.0)
+    sum(losses.values()).backward()
+    weights = [weight for weight in step.network.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None for weight in weights)
 
 
 def test_a_joint_pass_shares_the_statistics_of_batch_norms_and_is_not_taken_unasked():

@@ -25,6 +25,15 @@ def test_the_teacher_starts_as_a_frozen_copy(model):
         assert value.data_ptr() != model.state_dict()[name].data_ptr()
 
 
+def test_what_a_network_keeps_of_its_weights_is_forgotten(model):
+    """As timm's TinyViT keeps attention biases in evaluation mode, until it is put into a mode again."""
+    teacher = Teacher(model, 0.9)
+    modes = []
+    teacher.model.train = lambda mode=True: modes.append(mode)
+    teacher.update(model, 0)
+    assert modes == [False]
+
+
 @pytest.mark.parametrize(
     ("updates", "decay"), [(0, 0.1), (8, 0.5), (80, 0.9), (1000, 0.9)], ids=lambda value: str(value)
 )
