@@ -6,7 +6,7 @@ python -m pseudoseg_fast.export --checkpoint RUN/checkpoints/best.ckpt --out mod
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,13 @@ from torch import Tensor
 
 import pseudoseg_fast
 from pseudoseg_fast.config import Config, DataConfig, Parser
+from pseudoseg_fast.data.decode import UnreadableImage
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import read_sample
+from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.deploy.files import prepare_folder, write_whole
-from pseudoseg_fast.deploy.metadata import Metadata
+from pseudoseg_fast.deploy.metadata import Metadata, check_metadata
 from pseudoseg_fast.evaluate import check_classes, evaluate, parse_command, score
 from pseudoseg_fast.loaders import Data, ResizeShortSide, read_data, val_loader
 from pseudoseg_fast.network import Network
@@ -40,7 +42,8 @@ class ExportOptions:
         precision: fp32; fp16 halves the file, for GPUs; int8 quantises what lies between pixels and logits, for CPUs.
         with_cam: also answer the class activation maps and the logits of the self-attention head.
         max_loss: points of mIoU that fp16 or int8 may lose on the val list.
-        calibration: unlabelled pictures that int8 takes its ranges from.
+        calibration: pictures that int8 takes its ranges from: unlabelled ones, or labelled ones where there are none or
+            they are streamed.
     """
 
     output: Literal["labels", "probabilities", "logits"] = "labels"
@@ -114,15 +117,15 @@ def export(
             "opset": str(graph.OPSET),
         },
     )
+    check_metadata(metadata)
     cores = {"fp32": graph.export_core(graph.Core(network, cam=options.with_cam))}
     if options.precision == "fp16":
         cores["fp16"] = graph.export_core(graph.Core(network, cam=options.with_cam, half=True))
     elif options.precision == "int8":
         assert data is not None
-        images = _spread(data.unlabeled or data.labeled, options.calibration)
-        cores["int8"] = precision.quantize(
-            cores["fp32"], network, (_read(sample, data_config, network.in_channels) for sample in images)
-        )
+        pool = data.labeled if isinstance(data.unlabeled, Stream) else data.unlabeled or data.labeled
+        images = _readable(_spread(pool, options.calibration), data_config, network.in_channels)
+        cores["int8"] = precision.quantize(cores["fp32"], network, images)
 
     def assemble(kind: str, output: str) -> onnx.ModelProto:
         parts = Metadata(**{**vars(metadata), "output": output, "precision": kind})
@@ -215,6 +218,25 @@ def _read(sample: Sample, config: DataConfig, channels: int) -> Tensor:
     return ResizeShortSide(config.short_side)(image, None)["image"]
 
 
+def _readable(samples: Sequence[Sample], config: DataConfig, channels: int) -> Iterator[Tensor]:
+    """Yield the pictures that can be read; training leaves the others out, too.
+
+    Raises:
+        UnreadableImage: none can.
+    """
+    none = True
+    for sample in samples:
+        try:
+            image = _read(sample, config, channels)
+        except UnreadableImage as error:
+            unreadable = error
+            continue
+        none = False
+        yield image
+    if none:
+        raise unreadable
+
+
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     """Return at most ``count`` samples, evenly spread over the list."""
     count = min(count, len(samples))
@@ -295,13 +317,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--out expects a name that is no checkpoint's, such as model.onnx, got {out}")
         prepare_folder(out.parent)
         int8 = options.precision == "int8"
+        own = not any(name.startswith("--data.") for name in given)
         data: Data | None
         try:
-            supervised = parsed.data.unlabeled is None
-            data = read_data(parsed.data, labeled=int8 and supervised, unlabeled=int8 and not supervised)
+            pooled = config.method.name == "pseudoseg" and (own or parsed.data.unlabeled is not None)
+            data = read_data(parsed.data, labeled=int8, unlabeled=int8 and pooled)
             check_classes(data, state["classes"], "the checkpoint")
         except (DataError, OSError) as error:
-            if options.precision != "fp32" or any(name.startswith("--data.") for name in given):
+            if options.precision != "fp32" or not own:
                 raise
             print(f"the run's pictures cannot be read, so drawn ones are checked: {error}", file=sys.stderr)
             data = None

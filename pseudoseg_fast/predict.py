@@ -200,12 +200,15 @@ class Predictor:
         frames = enumerate(video.read_frames(job.source))
         while batch := list(islice(frames, self.segmenter.settings.batch_size)):
             pictures = [picture for _, picture in batch]
+            names = [job.name / f"{index:06d}" for index, _ in batch]
             if self.segmenter.is_large(pictures[0]):
-                results = [self.segmenter.large(picture) for picture in pictures]
+                frame_by_frame = zip(names, pictures, strict=True)
+                results = [
+                    self.writer.large(name, picture, self.segmenter) for name, picture in frame_by_frame
+                ]
             else:
                 results = self.segmenter.small(pictures)
-            for (index, picture), result in zip(batch, results, strict=True):
-                name = job.name / f"{index:06d}"
+            for name, picture, result in zip(names, pictures, results, strict=True):
                 self.writer.values(f"{name}.npy", result)
                 self.writer.labels(f"{name}.png", result.labels)
                 if overlay is not None:

@@ -12,7 +12,8 @@ from deployed import make_model
 from PIL import Image
 
 from pseudoseg_fast import evaluate, export, predict, train
-from pseudoseg_fast.deploy import graph, verify
+from pseudoseg_fast.deploy import graph, precision, verify
+from pseudoseg_fast.deploy.metadata import Metadata, check_metadata
 from pseudoseg_fast.deploy.model import Model
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
@@ -120,25 +121,67 @@ def test_maps_answer_as_the_network(cores, checkpoint, tmp_path):
     np.testing.assert_allclose(logits, expected[2], atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_lower_precision_reports_what_it_costs(core, checkpoint, tmp_path, monkeypatch, capsys, precision):
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_lower_precision_reports_what_it_costs(core, checkpoint, tmp_path, monkeypatch, capsys, kind):
     real = graph.export_core
     monkeypatch.setattr(
         graph, "export_core", lambda wanted: real(wanted) if wanted.dtype == torch.float16 else core[False]
     )
-    command = ["--checkpoint", checkpoint, "--out", tmp_path / "model.onnx", "--precision", precision]
+    command = ["--checkpoint", checkpoint, "--out", tmp_path / "model.onnx", "--precision", kind]
     assert run(*command, "--max-loss", 100) == 0
     printed = capsys.readouterr().out
     assert "mIoU on 3 val pictures" in printed
-    assert f"in {precision};" in printed
+    assert f"in {kind};" in printed
     kinds = {value.data_type for value in onnx.load(tmp_path / "model.onnx").graph.initializer}
-    assert (onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8) in kinds
-    assert Model(tmp_path / "model.onnx").metadata.precision == precision
+    assert (onnx.TensorProto.FLOAT16 if kind == "fp16" else onnx.TensorProto.INT8) in kinds
+    assert Model(tmp_path / "model.onnx").metadata.precision == kind
 
     (tmp_path / "model.onnx").unlink()
     assert run(*command, "--max-loss", -200) == 1
     assert "points of mIoU, expected at most -200" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_ranges_are_those_of_pictures_that_can_be_read(
+    core, checkpoint, folder, tmp_path, monkeypatch, capsys
+):
+    """Unreadable pictures are left out, as in training; of streamed ones none has a place, so labelled ones do."""
+    monkeypatch.setattr(graph, "export_core", lambda wanted: core[False])
+    ranges = []
+    real = precision.quantize
+    monkeypatch.setattr(
+        precision,
+        "quantize",
+        lambda core, network, images: real(core, network, ranges.append([*images]) or ranges[-1]),
+    )
+    root = tmp_path / "set"
+    shutil.copytree(folder / "set", root)
+    (root / "images/1.png").write_bytes((root / "images/1.png").read_bytes()[:60])
+    command = [
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        tmp_path / "model.onnx",
+        "--precision",
+        "int8",
+        "--max-loss",
+        100,
+    ]
+    assert run(*command, f"--data.root={root}") == 0, capsys.readouterr().err
+    assert len(ranges[-1]) == 3
+    streamed = [f"--data.root={root}", "--data.unlabeled=http://127.0.0.1:9/0.tar", "--data.unlabeled_size=3"]
+    assert run(*command, *streamed) == 0, capsys.readouterr().err
+    assert len(ranges[-1]) == 2
+
+
+def test_names_of_classes_may_hold_all_but_control_characters():
+    known = {
+        "classes": ("0\tground", "\u6b69\u9053\u3000\u6a4b", "\u0646\u06cc\u0645\u200c\u0641"),
+        "output": "labels",
+    }
+    check_metadata(Metadata(**known, palette=((0, 0, 0),) * 3))
+    with pytest.raises(ValueError, match="names without control characters"):
+        check_metadata(Metadata(("sky\x1b[2J",), ((0, 0, 0),), "labels"))
 
 
 def test_a_graph_that_answers_otherwise_is_not_written(core, checkpoint, tmp_path, monkeypatch, capsys):

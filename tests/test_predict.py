@@ -51,6 +51,14 @@ def test_it_runs_without_torch(labels_model, pictures, tmp_path):
     assert np.abs(overlay - (pixels / 2 + tiny.COLORS[ids] / 2)).mean() < 2
 
 
+def test_linked_folders_are_searched_but_not_in_circles(labels_model, pictures, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(pictures / "more")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    assert run(labels_model, tmp_path / "in", "--out", tmp_path / "in" / "out") == 0
+    assert files(tmp_path / "in" / "out") == ["link/a.png"]
+
+
 def test_files_and_globs_are_named_after_what_was_given(labels_model, pictures, tmp_path):
     assert run(labels_model, pictures / "b.jpg", pictures / "**" / "a.png", "--out", tmp_path / "out") == 0
     assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]
@@ -191,7 +199,8 @@ def test_bad_pictures_are_listed_at_the_end_and_the_rest_go_on(labels_model, pic
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_not_waited_for(labels_model, pictures, tmp_path, capsys):
-    os.mkfifo(pictures / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    (pictures / "pipe.png").symlink_to(tmp_path / "pipe")
     assert run(labels_model, pictures, "--out", tmp_path / "out") == 1
     assert "pipe.png is a folder, a pipe or a device" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["a.png", "b.png", "more/a.png"]

@@ -1,10 +1,12 @@
 """Videos: a folder of frames each, and an overlay."""
 
+import struct
 import sys
 
 import numpy as np
 import pytest
 import tiny
+from deployed import make_model
 from PIL import Image
 from predicting import files, read, run
 
@@ -50,6 +52,32 @@ def test_a_video_becomes_a_folder_of_frames_and_an_overlay(labels_model, video, 
     assert (read(out / "clip/000002.png") == tiny.picture(2)[1]).mean() > 0.9
     assert run(labels_model, out / "clip/overlay.mp4", "--out", tmp_path / "again") == 0
     assert len(files(tmp_path / "again")) == 3
+
+
+@pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])
+def test_probabilities_of_frames(video, tmp_path, tile):
+    model = make_model(tmp_path / "model.onnx", "probabilities")
+    assert (
+        run(model, video, "--out", tmp_path / "out", "--probabilities", "--tile", tile, "--overlap", 8) == 0
+    )
+    assert [name for name in files(tmp_path / "out") if name.endswith(".npy")] == [
+        f"clip/00000{index}.npy" for index in range(3)
+    ]
+    values = np.load(tmp_path / "out/clip/000002.npy")
+    assert (values.argmax(0) == read(tmp_path / "out/clip/000002.png")).all()
+
+
+def test_frames_are_turned_upright(labels_model, video, tmp_path):
+    """A telephone that is held upright films pictures that lie on their side, and says so in the file."""
+    data = bytearray(video.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of the track's head; a quarter turn clockwise
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 40 << 16, 0, 1 << 30)
+    video.write_bytes(data)
+    assert run(labels_model, video, "--out", tmp_path / "out", "--overlay") == 0
+    labels = np.rot90(tiny.picture(2)[1], -1)
+    assert (read(tmp_path / "out/clip/000002.png") == labels).mean() > 0.9
+    assert run(labels_model, tmp_path / "out/clip/overlay.mp4", "--out", tmp_path / "again") == 0
+    assert read(tmp_path / "again/overlay/000000.png").shape == labels.shape
 
 
 def test_a_damaged_video_is_listed_and_the_rest_go_on(labels_model, pictures, tmp_path, capsys):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pseudoseg_fast.data.listing import walk
 from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, shorten
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
@@ -64,11 +65,11 @@ def _find(given: str, out: Path) -> Iterator[tuple[Path, str]]:
     """Yield files and their paths relative to what was given."""
     path, inside = Path(given), Path(os.path.abspath(out))
     if path.is_dir():
-        for parent, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if Path(os.path.abspath(parent), name) != inside)
-            for name in sorted(names):
-                if not name.startswith(".") and _is_known(name):
-                    yield Path(parent, name), Path(parent, name).relative_to(path).as_posix()
+        below = inside if Path(os.path.abspath(path)) in inside.parents else None
+        for name in sorted(walk(path)):
+            ours = below is not None and Path(os.path.abspath(name)).is_relative_to(below)
+            if _is_known(name) and not ours:
+                yield Path(name), Path(name).relative_to(path).as_posix()
     elif path.is_file():
         yield path, path.name
     elif glob.has_magic(given):

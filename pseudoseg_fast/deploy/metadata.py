@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,7 @@ def read_metadata(properties: Mapping[str, str]) -> Metadata:
             output=properties["output"],
             precision=properties["precision"],
         )
-        _check(metadata)
+        check_metadata(metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the model's metadata is damaged ({type(error).__name__}: {error}); export the checkpoint again"
@@ -94,11 +95,11 @@ def read_metadata(properties: Mapping[str, str]) -> Metadata:
     return metadata
 
 
-def _check(metadata: Metadata) -> None:
+def check_metadata(metadata: Metadata) -> None:
     """Raise ValueError for values that a file of this program never has."""
     classes, palette = metadata.classes, metadata.palette
-    if not classes or not all(isinstance(name, str) and name.isprintable() for name in classes):
-        raise ValueError("classes must be printable names")
+    if not classes or not all(isinstance(name, str) and _is_name(name) for name in classes):
+        raise ValueError("classes must be names without control characters")
     if len(classes) > 256:
         raise ValueError(f"at most 256 classes have ids of one byte, got {len(classes)}")
     if len(palette) != len(classes) or not all(
@@ -117,3 +118,8 @@ def _check(metadata: Metadata) -> None:
     short_side = metadata.short_side
     if short_side is not None and not (type(short_side) is int and 0 < short_side <= 1 << 16):
         raise ValueError("short_side must be a number of pixels or null")
+
+
+def _is_name(text: str) -> bool:
+    """Say whether a text is free of control characters, tabs aside, which would do something to a terminal."""
+    return all(character == "\t" or unicodedata.category(character) != "Cc" for character in text)

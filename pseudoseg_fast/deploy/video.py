@@ -31,7 +31,7 @@ def import_av() -> ModuleType:
 
 
 def read_frames(path: Path) -> Iterator[Image.Image]:
-    """Yield a video's frames as RGB pictures, one at a time.
+    """Yield a video's frames as RGB pictures, one at a time, upright as the file says that they are shown.
 
     Raises:
         UnreadableImage: the file cannot be decoded; frames before the damage have been yielded.
@@ -42,7 +42,8 @@ def read_frames(path: Path) -> Iterator[Image.Image]:
             if not container.streams.video:
                 raise UnreadableImage(f"{path} has no video stream; expected a video")
             for frame in container.decode(video=0):
-                yield frame.to_image()
+                # Degrees counterclockwise; telephones film portraits lying on their side.
+                yield frame.to_image().rotate(frame.rotation, expand=True)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, UnreadableImage):
             raise
