@@ -67,6 +67,39 @@ def check_norms(network: Network, config: Config) -> None:
         ) from error
 
 
+def check_sizes(network: Network, config: Config, picture: Tensor) -> None:
+    """Refuse a network that cannot take crops or val pictures, now and not at the first evaluation.
+
+    Args:
+        network: on the CPU; stays as it is.
+        config: of the run.
+        picture: one of those to evaluate on, [C', H, W].
+
+    Raises:
+        ValueError: it fails at a size, in evaluation mode.
+    """
+    side = config.data.crop_size
+    shapes = copy.deepcopy(network).eval().to("meta")  # nothing is computed
+    for name, (height, width) in (("crops", (side, side)), ("val pictures", picture.shape[1:])):
+        images = network.pad(torch.zeros(1, network.in_channels, height, width))[0]
+        try:
+            with torch.no_grad():
+                shapes(images.to("meta"))
+            continue
+        except Exception:  # the network's own, or of what it does with numbers that are not there
+            shapes = copy.deepcopy(network).eval().to("meta")
+        try:
+            with torch.no_grad():
+                copy.deepcopy(network).eval()(images)
+        except Exception as error:
+            raise ValueError(
+                f"{config.model.arch} with {config.model.encoder_name} cannot take {name} of {width} x {height} "
+                f"pixels: {error}; choose another --data.crop_size or --data.short_side, or an encoder for any size "
+                '(one that timm builds for one size may take others with --model.decoder \'{"img_size": [H, W], '
+                '"strict_img_size": false}\')'
+            ) from error
+
+
 def count(pair: Batches) -> tuple[int, int]:
     """Return how many labelled and unlabelled pictures a pass has."""
     labeled, unlabeled = pair

@@ -16,7 +16,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from pseudoseg_fast import checkpoint
-from pseudoseg_fast.batches import Batches, check_norms
+from pseudoseg_fast.batches import Batches, check_norms, check_sizes
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.csv_log import CsvLog
 from pseudoseg_fast.data.dataset import MAX_UNREADABLE, CorruptCounter
@@ -110,6 +110,12 @@ class Trainer:
         self.lists = fingerprints(self.data)
         self.shares_of = dict.fromkeys(SHARES, config.optim.steps)
         self.network = self.build()
+        # Made again when training begins; what they refuse is refused before the folder is touched.
+        labeled_loader(config, self.data, self.network, 0)
+        if self.data.unlabeled:
+            unlabeled_loader(config, self.data, self.network, 0)
+        val = val_loader(config.data, self.data, self.network.in_channels)
+        check_sizes(self.network, config, val.dataset[0]["image"])
         self.teacher = Teacher(self.network, config.method.ema) if config.method.ema else None
         if config.run.compile:
             self.compile()
@@ -126,10 +132,6 @@ class Trainer:
         self.stepper = Stepper(config, self.fabric, self.network, self.teacher, self.losses, self.optimizer)
         if self.fabric.global_rank:
             torch.manual_seed(mix(config.run.seed, self.fabric.global_rank))  # for what is drawn in a step
-        # Made again when training begins; what they refuse is refused before the folder is touched.
-        labeled_loader(config, self.data, self.network, 0)
-        if self.data.unlabeled:
-            unlabeled_loader(config, self.data, self.network, 0)
         self.corrupt = CorruptCounter(self.data.pictures, MAX_UNREADABLE / self.fabric.world_size)
         self.examples = Examples(config, self.data, self.network)
         self.step = 0

@@ -74,6 +74,7 @@ VARIANTS = {
         "data.tags": "tags.csv",
         "method.exclude_untagged": "true",
         "method.norm": "none",
+        "method.gamma": 1.0,
         "method.cutmix": 1.0,
         "method.weight_x": 0,
     },

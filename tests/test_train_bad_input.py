@@ -125,7 +125,7 @@ BEFORE_THE_FIRST_STEP = {
     "channels": (
         None,
         {"model.in_channels": 2},
-        ["0.png has 3 channels, expected 2", "--model.in_channels 3"],
+        [".png has 3 channels, expected 2", "--model.in_channels 3"],
     ),
     "workers": (None, {"data.workers": -1}, ["num_workers"]),
     "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
@@ -160,6 +160,11 @@ BEFORE_THE_FIRST_STEP = {
     ),
     "a val picture that is no picture": (empty_val_picture, {}, ["images/5.png cannot be read as a picture"]),
     "a constant channel": (None, {"model.std": [0.2, 0, 0.2]}, ["std must be positive", "[0.2, 0.0, 0.2]"]),
+    "pictures that the network cannot take": (
+        None,
+        {"model.arch": "PAN", "data.crop_size": 128},
+        ["PAN with test_efficientnet cannot take val pictures of 48 x 40 pixels: ", "choose another"],
+    ),
     "one class": (
         lambda root: tiny.write(root / "classes.txt", ["person"]),
         {},
