@@ -54,9 +54,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path | None:
     axes = new_axes("mean over seeds and one standard deviation") if groups else None
     if axes is None:
         return None
-    for name, mine in groups.items():
+    for index, (name, mine) in enumerate(groups.items()):
         steps, means, deviations = band([row["curves"]["mIoU"] for row in mine])
-        (line,) = axes.plot(steps, [100 * mean for mean in means], label=f"{name} ({len(mine)})")
+        style = "-" if index < 10 else "--"  # there are ten colours
+        (line,) = axes.plot(steps, [100 * mean for mean in means], style, label=f"{name} ({len(mine)})")
         low, high = (
             [100 * (mean + sign * width) for mean, width in zip(means, deviations, strict=True)]
             for sign in (-1, 1)
