@@ -39,13 +39,13 @@ class DataConfig:
             layout's are its training pictures that are not labelled. Not needed by method.name supervised.
         unlabeled_size: number of pictures behind URLs.
         val: list of labelled pictures to evaluate on.
-        classes: file of class names, one a line, in the order of their ids; null means the layout's, or classes.txt.
+        classes: file of class names, one a line, in the order of their ids; null means classes.txt, or the layout's.
         tags: CSV file "image,tags" with tags separated by ";", for method.image_labels; or the word masks: the classes
             that the hidden masks of unlabelled pictures show, read for that alone, to simulate such a file.
         background: id of the class that is no object; "auto" is the class named background, where there is one.
         ignore_index: id of pixels without a label in the masks.
         label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them;
-            others stay, or are what reduce_zero_label makes of them, and the layout, where the classes are its own.
+            others stay, or are what reduce_zero_label makes of them, or the layout, where it has as many classes.
         reduce_zero_label: id 0 means ignored and the others count from 1; null leaves it to the layout.
         color_map: file of the colours of RGB masks, a line "r g b class" for each.
         mask_orientation: how masks without an EXIF orientation lie: upright, or as the pictures are stored.
@@ -94,7 +94,8 @@ class DataConfig:
         given = [name for name in ("label_map", "reduce_zero_label") if getattr(self, name)]
         if self.color_map and given:
             raise ValueError(
-                f"expected masks of colours or of ids, got data.color_map and data.{' and data.'.join(given)}"
+                f"expected masks of colours or of ids, got data.color_map and data.{' and data.'.join(given)}; "
+                "leave one kind out"
             )
 
 

@@ -224,17 +224,14 @@ def _readable(samples: Sequence[Sample], config: DataConfig, channels: int) -> I
     Raises:
         UnreadableImage: none can.
     """
-    none = True
+    unreadable = []
     for sample in samples:
         try:
-            image = _read(sample, config, channels)
+            yield _read(sample, config, channels)
         except UnreadableImage as error:
-            unreadable = error
-            continue
-        none = False
-        yield image
-    if none:
-        raise unreadable
+            unreadable.append(error)
+    if unreadable and len(unreadable) == len(samples):
+        raise unreadable[0]
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:

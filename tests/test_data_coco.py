@@ -119,6 +119,13 @@ def test_masks_beside_annotations_are_of_the_layout_folder(tmp_path):
     (tmp_path / "classes.txt").write_text("ground\nwall\n")
     data = read_data(DataConfig(str(tmp_path)))
     assert (data.layout, data.classes, data.pixels) == ("folder", ["ground", "wall"], [0, 48])
+    for split in ("train", "val"):
+        (tmp_path / "masks" / split / "a b.png").replace(tmp_path / "masks" / "a b.png")
+        (tmp_path / "masks" / split).rmdir()
+    assert read_data(DataConfig(str(tmp_path), layout="coco")).classes == ["ground", "wall"]
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError, match="expected the names of the classes"):
+        read_data(DataConfig(str(tmp_path), layout="coco"))
 
 
 def test_panoptic_masks(tmp_path):

@@ -165,6 +165,8 @@ def test_a_map_of_ones_own_is_laid_over_the_layouts(tmp_path):
     root = arrange(tmp_path / "cityscapes", "cityscapes")
     save(root / MASKS["cityscapes"][0], 33)
     assert read_data(DataConfig(str(root), label_map={34: 255})).pixels[18] == 12
+    (root / "classes.txt").write_text("".join(f"class {number}\n" for number in range(19)))
+    assert read_data(DataConfig(str(root), label_map={34: 255})).pixels[18] == 12
     (root / "classes.txt").write_text("no bicycle\nbicycle\n")
     data = read_data(DataConfig(str(root), label_map={33: 1}))
     assert (data.classes, data.pixels) == (["no bicycle", "bicycle"], [0, 12])

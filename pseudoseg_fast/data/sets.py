@@ -178,7 +178,7 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
         names = read_classes(root / CLASSES)
         if tree.classes is not None and names != [*tree.classes]:
             logger.info("the %d classes are those of %s, not the layout's", len(names), root / CLASSES)
-    colors: dict[tuple[int, int, int], int] = {}
+    colors: dict[Color, int] = {}
     if config.color_map:
         colors, listed = read_color_map(config.color_map, root, names)
         names = names or listed
@@ -192,8 +192,7 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
             f"expected two classes at least, got {names[0]} alone: name what is not {names[0]}, too, such as "
             "background, in the order of the ids (in masks drawn in black and white the black one is 0)"
         )
-    own = names is not tree.classes
-    return list(names), conversion(config, root, tree, len(names), own=own, color_map=colors)
+    return list(names), conversion(config, root, tree, len(names), colors)
 
 
 def conversion(
@@ -201,27 +200,25 @@ def conversion(
     root: Path,
     tree: Tree,
     classes: int,
-    *,
-    own: bool = True,
     color_map: Mapping[Color, int] = MappingProxyType({}),
 ) -> Labels:
     """Return what the values in mask files mean.
 
-    Colours, ``reduce_zero_label`` and, where the classes are the user's own, ``label_map`` take the place of what the
-    layout converts; where they are the layout's, ``label_map`` is laid over it.
+    Colours and ``reduce_zero_label`` take the place of what the layout converts. So does ``label_map``, unless there
+    are as many classes as the layout has, whose ids it then leads to, whatever their names: it is laid over that.
 
     Args:
         config: what is given.
         root: folder that files are relative to.
         tree: what the layout has found.
         classes: number of classes.
-        own: they are not the layout's.
         color_map: colours that are given.
 
     Raises:
         DataError: it does not fit the classes.
     """
     label_map = read_label_map(config.label_map, root)
+    own = tree.classes is None or len(tree.classes) != classes
     replaced = bool(color_map) or config.reduce_zero_label is not None or bool(label_map and own)
     return Labels(
         classes,

@@ -99,7 +99,7 @@ def check_metadata(metadata: Metadata) -> None:
     """Raise ValueError for values that a file of this program never has."""
     classes, palette = metadata.classes, metadata.palette
     if not classes or not all(isinstance(name, str) and _is_name(name) for name in classes):
-        raise ValueError("classes must be names without control characters")
+        raise ValueError(f"classes must be names without control characters, got {list(classes)}")
     if len(classes) > 256:
         raise ValueError(f"at most 256 classes have ids of one byte, got {len(classes)}")
     if len(palette) != len(classes) or not all(

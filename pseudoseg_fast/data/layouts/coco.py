@@ -2,7 +2,7 @@
 
 Lin et al., Microsoft COCO, ECCV 2014. Masks are the first of these that is there, by split or in one folder:
 
-- ``masks``: ids 0 to 80, as semi-supervised repositories distribute them, for folders with a year;
+- ``masks``: ids 0 to 80, as semi-supervised repositories distribute them; of folders without a year, anybody's ids;
 - ``stuffthingmaps``: the PNGs of COCO-Stuff (Caesar et al., CVPR 2018), which hold the category id less one; things
   become the 80 classes, stuff the background, and what has no label stays ignored;
 - ``annotations/train2017``, or PNGs in ``annotations``: ids, such as the ``_labelTrainIds`` that mmsegmentation makes;
@@ -75,7 +75,7 @@ def read(root: Path) -> Tree:
 def _folder(root: Path, split: str) -> Path | None:
     """Return the folder of a split's pictures.
 
-    One without a year needs an annotation file to tell, and no masks: those are of the layout ``folder``.
+    One without a year needs an annotation file to tell, and no masks of its name: those are of the layout ``folder``.
     """
     for year in YEARS:
         found = first_folder(root, f"{split}{year}", f"images/{split}{year}")
@@ -99,7 +99,7 @@ def _masks(root: Path, images: Path) -> tuple[Path | None, list[str] | None]:
     """Return the folder of a split's masks, drawn where need be, and the names of their classes."""
     for name in ("masks", STUFF_MAPS):
         if found := first_folder(root, f"{name}/{images.name}", name):
-            return found, class_names("coco")
+            return found, class_names("coco") if images.name.endswith(YEARS[:-1]) else None
     annotations = root / ANNOTATIONS
     if (annotations / images.name).is_dir():
         return annotations / images.name, None
