@@ -63,8 +63,10 @@ LOOPS = {
     "eager": "",
     "auto": "",
     "compile": "--run.compile true",
+    "graphs": "--run.cuda_graphs true",
     "research_amp": "--run.precision bf16-mixed",
     "auto_amp": "--run.precision bf16-mixed",
+    "graphs_amp": "--run.precision bf16-mixed --run.cuda_graphs true",
     "joint_amp": "--run.precision bf16-mixed --method.joint true",
     "compile_amp": "--run.precision bf16-mixed --run.compile true",
 }
@@ -77,6 +79,8 @@ def configuration(run: str, loop: str, device: str, folder: Path) -> Config:
         pytest.skip(f"not for {device}")
     if loop.endswith("_amp") and device == "cpu":
         pytest.skip("half precision is for GPUs")
+    if loop == "graphs" and device == "cpu":
+        pytest.skip("graphs are for GPUs")
     name = run.split("_")[0]
     if name == MADE_UP:
         root, lists = write_voc(folder / "voc", pictures=16)

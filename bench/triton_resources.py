@@ -34,6 +34,14 @@ SHARED_KIB = {80: 99, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 8.0 has 163. It is held to the 99 of 8.6 and 8.9, for which the compiler makes the same of a kernel.
 """
 
+SPILLS = {"attend_project_kernel", "grad_query_kernel", "grad_key_cam_kernel", "refine_cam_kernel"}
+SPILL_BYTES = 448
+"""What these kernels may spill of a thread's registers; others nothing.
+
+On an H200, tiles that spill a little beat those that do not by far (bench/results/gpu/attention.json). Most spill
+nothing for 9.0, and more for 8.0, where none was timed.
+"""
+
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LENGTH = 33 * 33
 
@@ -130,7 +138,7 @@ def complaint(row: dict[str, Any]) -> str:
     name = f"{row['kernel']} ({row['case']}) on sm_{row['capability']}"
     if row["unwritten"]:
         return f"{name} reads a register that nothing has written in {row['unwritten']} places"
-    if row["stack"]:
+    if row["stack"] > (SPILL_BYTES if row["kernel"] in SPILLS else 0):
         return f"{name} spills {row['stack']} bytes"
     if row["shared"] > limit:
         return f"{name} needs {row['shared']} bytes of shared memory, there are {limit}"

@@ -32,12 +32,13 @@ from .logit_scale import launch as square_sums
 from .refine_cam_forward import plan as refine_cam
 from .refine_cam_forward import scalars, tiles
 
-# As in refine_cam_forward; no GPU has measured these either.
+# As in refine_cam_forward.
 CONFIGS = {
-    (2, 128): Config(rows=64, columns=32, depth=128, warps=4, stages=2),
-    (2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=1),
-    (4, 128): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
-    (4, 256): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
+    (2, 2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=3),
+    (2, 2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=1),
+    (2, 4, 128): Config(rows=64, columns=64, depth=128, warps=4, stages=1),
+    (4, 4, 128): Config(rows=64, columns=32, depth=32, warps=4, stages=1),
+    (4, 4, 256): Config(rows=64, columns=32, depth=32, warps=4, stages=1),
 }
 # Of the projection on its own: "columns" are the channels that it multiplies at a time.
 PROJECTION = Config(rows=64, columns=32, warps=4, stages=2)

@@ -15,13 +15,13 @@ from .attention import load_rows, load_valid, masked_scores, product, row_produc
 from .launch import Arguments, Config, Launch, Plan, aligned_rows, strides
 from .refine_cam_forward import most_channels, scalars, tiles
 
-# Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what compiles
-# without spills in 99 KiB of shared memory; no GPU has measured them.
+# As in refine_cam_forward.
 CONFIGS = {
-    (2, 128): Config(rows=64, columns=32, depth=128, warps=8, stages=2),
-    (2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=2),
-    (4, 128): Config(rows=32, columns=16, depth=32, warps=4, stages=1),
-    (4, 256): Config(rows=32, columns=16, depth=32, warps=8, stages=1),
+    (2, 2, 128): Config(rows=128, columns=32, depth=128, warps=8, stages=2),
+    (2, 2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=2),
+    (2, 4, 128): Config(rows=64, columns=32, depth=128, warps=4, stages=1),
+    (4, 4, 128): Config(rows=32, columns=32, depth=32, warps=4, stages=1),
+    (4, 4, 256): Config(rows=32, columns=16, depth=32, warps=8, stages=1),
 }
 _MOST_CHANNELS = 32  # of cam, multiplied at a time
 

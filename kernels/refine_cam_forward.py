@@ -13,14 +13,16 @@ from torch import Tensor
 from .attention import attend, load_rows, store_rows
 from .launch import Config, Launch, Plan, aligned_rows, operand_dtype, strides, triton_dtype
 
-# Bytes of the widest operand, and padded channels of query -> configuration. Chosen by reasoning and by what
-# compiles without spills in 99 KiB of shared memory; no GPU has compared them
-# (bench/attention_configs.py would).
+# Most bytes of query and key, of cam, and most padded channels of query -> configuration. Of 128 channels the fastest
+# of bench/attention_configs.py on an H200 (bench/results/gpu/attention.json), up to what spills many registers or needs
+# more than 99 KiB of shared memory on other GPUs; of 256 they were not compared. With cam in half precision a single
+# stage gave wrong results there by Triton 3.6.
 CONFIGS = {
-    (2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=2),
-    (2, 256): Config(rows=64, columns=32, depth=256, warps=4, stages=2),
-    (4, 128): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
-    (4, 256): Config(rows=64, columns=32, depth=32, warps=8, stages=2),
+    (2, 2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=3),
+    (2, 2, 256): Config(rows=64, columns=32, depth=256, warps=4, stages=2),
+    (2, 4, 128): Config(rows=64, columns=64, depth=128, warps=4, stages=1),
+    (4, 4, 128): Config(rows=64, columns=32, depth=32, warps=4, stages=1),
+    (4, 4, 256): Config(rows=64, columns=32, depth=32, warps=4, stages=1),
 }
 
 
@@ -147,14 +149,18 @@ def tiles(
     query: Tensor,
     key: Tensor,
     cam: Tensor,
-    table: dict[tuple[int, int], Config],
+    table: dict[tuple[int, int, int], Config],
     channels: int,
 ) -> tuple[Config, dict]:
     """Return the configuration of an attention kernel and its constants, with so many channels of cam at a time."""
-    widest = max(query.itemsize, key.itemsize, cam.itemsize)
     scores = operand_dtype(query, key)
     padded = max(16, triton.next_power_of_2(query.shape[2]))
-    tile = next(config for (bytes_, depth), config in table.items() if widest == bytes_ and padded <= depth)
+    needed = (scores.itemsize, cam.itemsize, padded)
+    tile = next(
+        config
+        for limits, config in table.items()
+        if all(size <= limit for size, limit in zip(needed, limits, strict=True))
+    )
     return tile, {
         "BM": tile.rows,
         "BN": tile.columns,

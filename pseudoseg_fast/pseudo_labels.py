@@ -13,32 +13,45 @@ from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import resize_valid
 
 
-def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, stride: int) -> tuple[Tensor, Outputs, Tensor]:
-    """Paste a rectangle of each picture's neighbour in the batch over it (CutMix; French et al., BMVC 2020).
-
-    The rectangle has half of the picture's area, any shape and place, and edges on the grid of the deepest features,
-    which are whole pixels of every map: so pictures, logits and validity are mixed alike, none blended.
+def draw_boxes(strong: Tensor, stride: int, probability: float) -> Tensor:
+    """Draw what :func:`cut_mix` pastes: for each picture a rectangle of half of its area, of any shape and place.
 
     Args:
-        strong: [B, 3, H, W] images, sides multiples of ``stride``.
-        weak: outputs of the weak view, the decoder's and SGC's logits.
-        valid: [B, H, W] bool.
-        stride: of the network.
+        strong: V views [B, V, 3, H, W], sides multiples of ``stride``; only the shape counts.
+        stride: of the network. Edges lie on the grid of its deepest features, which are whole pixels of every map.
+        probability: that a view has rectangles at all.
 
     Returns:
-        The three of them, mixed.
+        [B, V, H / stride, W / stride] bool on the CPU, True inside.
     """
     rows, columns = (side // stride for side in strong.shape[-2:])
-    inside = torch.zeros(len(strong), rows, columns, dtype=torch.bool)
-    for box in inside:
-        height = int(torch.randint(math.ceil(rows / 2), rows + 1, ()))
-        width = min(columns, round(rows * columns / 2 / height))
-        top = int(torch.randint(rows - height + 1, ()))
-        left = int(torch.randint(columns - width + 1, ()))
-        box[top : top + height, left : left + width] = True
-    if strong.is_cuda:
-        inside = inside.pin_memory()
-    inside = inside.to(strong.device, non_blocking=True)
+    boxes = torch.zeros(*strong.shape[:2], rows, columns, dtype=torch.bool)
+    for view in boxes.unbind(1):
+        if float(torch.rand(())) >= probability:
+            continue
+        for box in view:
+            height = int(torch.randint(math.ceil(rows / 2), rows + 1, ()))
+            width = min(columns, round(rows * columns / 2 / height))
+            top = int(torch.randint(rows - height + 1, ()))
+            left = int(torch.randint(columns - width + 1, ()))
+            box[top : top + height, left : left + width] = True
+    return boxes
+
+
+def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, inside: Tensor) -> tuple[Tensor, Outputs, Tensor]:
+    """Paste a rectangle of each picture's neighbour in the batch over it (CutMix; French et al., BMVC 2020).
+
+    Pictures, logits and validity are mixed alike, none blended.
+
+    Args:
+        strong: [B, 3, H, W] images.
+        weak: outputs of the weak view, the decoder's and SGC's logits.
+        valid: [B, H, W] bool.
+        inside: [B, h, w] bool, True where the neighbour is to be seen, see :func:`draw_boxes`.
+
+    Returns:
+        The first three, mixed.
+    """
 
     def mix(maps: Tensor) -> Tensor:
         box = resize_valid(inside, (maps.shape[-2], maps.shape[-1]))

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FREE_ON_RESUME = {
     *("data.root", "data.workers", "data.cache"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
-    *("run.compile", "run.nonfinite"),
+    *("run.compile", "run.cuda_graphs", "run.nonfinite"),
     *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),
 }
 """Options that do not decide a run's result: a run may go on with them changed."""

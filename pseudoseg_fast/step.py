@@ -59,7 +59,8 @@ class StepLosses(nn.Module):
         Args:
             labeled: ``image`` [B, C', H, W], ``mask`` and ``valid`` [B, H, W], on the network's device.
             unlabeled: ``weak`` [B', C', H, W], V strong views ``strong`` [B', V, C', H, W] with ``valid`` [B', V, H, W]
-                and, in image-level mode, ``tags`` [B', K]; None: supervised.
+                and, in image-level mode, ``tags`` [B', K]; with CutMix ``boxes`` of
+                :func:`~pseudoseg_fast.pseudo_labels.draw_boxes`; None: supervised.
             weight: of L_u.
         """
         masks = labeled["mask"]
@@ -149,13 +150,11 @@ class StepLosses(nn.Module):
             weak = weak_pass(self._labeler[0], method, unlabeled["weak"], valid.any(1), tags)
         if method.exclude_untagged and tags is not None:
             weak = exclude_untagged(weak, tags, self.network.background, self.tag_frequency)
-        views = []
-        for images, pixels in zip(unlabeled["strong"].unbind(1), valid.unbind(1), strict=True):
-            if method.cutmix and float(torch.rand(())) < method.cutmix:
-                views.append(cut_mix(images, weak, pixels, self.network.stride))
-            else:
-                views.append((images, weak, pixels))
-        return views
+        strong, pixels = unlabeled["strong"].unbind(1), valid.unbind(1)
+        if not method.cutmix:
+            return [(images, weak, inside) for images, inside in zip(strong, pixels, strict=True)]
+        boxes = unlabeled["boxes"].unbind(1)
+        return [cut_mix(images, weak, *rest) for images, *rest in zip(strong, pixels, boxes, strict=True)]
 
     @torch.no_grad()
     def denominators(self, labeled: dict[str, Any], unlabeled: dict[str, Any] | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -17,10 +17,12 @@ from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.distributed import average_batch_norms, reduce, shares
 from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
+from pseudoseg_fast.graphs import Graphs
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.optim import learning_rate, set_learning_rate
+from pseudoseg_fast.pseudo_labels import draw_boxes
 from pseudoseg_fast.step import TERMS, StepLosses
 from pseudoseg_fast.teacher import Teacher
 
@@ -59,6 +61,7 @@ class Stepper:
         self.teacher = teacher
         self.losses = losses
         self.optimizer = optimizer
+        self.graphs = Graphs(self._pass, network.parameters()) if records(config, fabric) else None
         self.watch = Watch(limits(config.method))
         self.skipped = 0
         """Steps left out in succession, up to the last."""
@@ -191,27 +194,51 @@ class Stepper:
         """
         device = self.fabric.device
         moved = [
-            (to_device(labeled, device), to_device(unlabeled, device) if unlabeled else None)
+            (to_device(labeled, device), to_device(self._mixed(unlabeled), device) if unlabeled else None)
             for labeled, unlabeled in batches
         ]
         share: list[Tensor | None] = [None] * len(moved)
         if len(moved) * self.fabric.world_size > 1:
             module = cast(StepLosses, self.losses.module)
             share = [*shares(self.fabric, torch.stack([module.denominators(*pair) for pair in moved]))]
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_grad()
         total: dict[str, Tensor] = {}
         largest: dict[str, Tensor] = {}
         for index, pair in enumerate(moved):
             with self.fabric.no_backward_sync(self.losses, enabled=index < len(moved) - 1):
-                # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
-                means = self.losses(*pair, weight)
-                losses = weigh(means, share[index])
-                self.fabric.backward(sum(losses.values(), torch.zeros((), device=device)))
+                make = self.graphs or self._pass
+                means, losses = make(*pair, weight, share[index])
             for name, loss in losses.items():
-                mean = means[name].detach()
-                total[name] = total[name] + loss.detach() if name in total else loss.detach()
-                largest[name] = torch.maximum(largest[name], mean) if name in largest else mean
+                total[name] = total[name] + loss if name in total else loss
+                largest[name] = torch.maximum(largest[name], means[name]) if name in largest else means[name]
         return total, largest
+
+    def _pass(
+        self,
+        labeled: dict[str, Tensor],
+        unlabeled: dict[str, Tensor] | None,
+        weight: float | Tensor,
+        share: Tensor | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the gradient of a pass; return its loss terms, over pixels of its own and as shares of the step."""
+        means = self.losses(labeled, unlabeled, 1.0)
+        # Multiplied out here: Fabric would round an argument to the precision of the forward pass.
+        if "L_u" in means:
+            means["L_u"] = means["L_u"] * weight
+        losses = weigh(means, share)
+        self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
+        return detached(means), detached(losses)
+
+    def _mixed(self, unlabeled: dict[str, Any]) -> dict[str, Any]:
+        """Return an unlabelled batch with what CutMix draws, which is drawn on the CPU and so in no graph."""
+        if not self.config.method.cutmix:
+            return unlabeled
+        boxes = draw_boxes(unlabeled["strong"], self.network.stride, self.config.method.cutmix)
+        return unlabeled | {"boxes": boxes.pin_memory() if self.fabric.device.type == "cuda" else boxes}
+
+    def _zero_grad(self) -> None:
+        """Forget the gradient, which a graph has at fixed places."""
+        self.optimizer.zero_grad(set_to_none=self.graphs is None or self.graphs.replay is None)
 
     def _everywhere(self, flags: Tensor) -> Tensor:
         """Return which flags are true in all processes, which so stop, or skip, at the same step."""
@@ -237,7 +264,19 @@ class Stepper:
         """Forget a step that is not taken: its gradient, and its running statistics for the former ``buffers``."""
         for buffer, former in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(former)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_grad()
+
+
+def records(config: Config, fabric: Fabric) -> bool:
+    """Tell whether passes are recorded: not where other processes, a compiler or a changing scale take part."""
+    alone = fabric.device.type == "cuda" and fabric.world_size == 1
+    run = config.run
+    return alone and run.cuda_graphs and not run.compile and run.precision != "16-mixed"
+
+
+def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return losses without their derivatives."""
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def limits(method: MethodConfig) -> dict[str, float]:

@@ -8,7 +8,7 @@ from outputs import BATCH, CLASSES, FOREGROUND, random_outputs
 
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Outputs
-from pseudoseg_fast.pseudo_labels import cut_mix, exclude_untagged, pseudo_label
+from pseudoseg_fast.pseudo_labels import cut_mix, draw_boxes, exclude_untagged, pseudo_label
 
 
 @pytest.mark.parametrize("size", [(48, 80), (16, 16), (64, 16)], ids=str)
@@ -23,7 +23,8 @@ def test_cut_mix_moves_pictures_labels_and_validity_together(size):
     weak = Outputs(decoder, torch.zeros(3, 2), None, deep)
     for seed in range(10):
         torch.manual_seed(seed)
-        strong, mixed, valid = cut_mix(full, weak, full[:, 0] >= 1000, 16)
+        boxes = draw_boxes(full[:, None], 16, 1.0)[:, 0]
+        strong, mixed, valid = cut_mix(full, weak, full[:, 0] >= 1000, boxes)
         assert torch.equal(strong[:, :, ::4, ::4], mixed.decoder_logits)
         assert torch.equal(strong[:, :, ::16, ::16], mixed.sgc_logits)
         assert torch.equal(strong[:, 0] >= 1000, valid)
@@ -39,9 +40,17 @@ def test_cut_mix_changes_no_argument():
     weak = weak._replace(decoder_logits=torch.rand(BATCH, 3, 8, 12))
     valid = torch.ones(BATCH, 32, 48, dtype=torch.bool)
     copies = [tensor.clone() for tensor in (strong, weak.decoder_logits, weak.sgc_logits, valid)]
-    cut_mix(strong, weak, valid, 16)
+    cut_mix(strong, weak, valid, draw_boxes(strong[:, None], 16, 1.0)[:, 0])
     for tensor, before in zip((strong, weak.decoder_logits, weak.sgc_logits, valid), copies, strict=True):
         assert torch.equal(tensor, before)
+
+
+def test_some_views_are_mixed_and_some_are_not():
+    boxes = draw_boxes(torch.zeros(2, 200, 3, 32, 32), 16, 0.25)
+    mixed = boxes.flatten(2).any(2)
+    assert torch.equal(mixed[0], mixed[1]), "all pictures of a view or none"
+    assert 0.1 < mixed.float().mean() < 0.4
+    assert not draw_boxes(torch.zeros(2, 5, 3, 32, 32), 16, 0.0).any()
 
 
 @pytest.mark.parametrize(("background", "absent"), [(None, [1]), (0, [2]), (1, [2])])

@@ -9,7 +9,7 @@ import torch
 from pseudoseg_fast import reference
 from pseudoseg_fast.method import MethodConfig, unlabeled_losses
 from pseudoseg_fast.network import Network, Outputs
-from pseudoseg_fast.pseudo_labels import pseudo_label
+from pseudoseg_fast.pseudo_labels import draw_boxes, pseudo_label
 from pseudoseg_fast.sgc import resize_valid
 from pseudoseg_fast.step import TERMS, StepLosses, has_batch_norm
 from pseudoseg_fast.stepper import weigh
@@ -132,6 +132,7 @@ def test_mixed_pictures_keep_what_their_tags_ruled_out():
         "valid": torch.ones(3, 1, side, side, dtype=torch.bool),
         "tags": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]),
     }
+    unlabeled["boxes"] = draw_boxes(unlabeled["strong"], step.network.stride, 1.0)
     (images, weak, _), *others = step._targets(unlabeled)
     assert not others
     source = images[:, 0, ::4, ::4].long()  # whose pixel it is, at the decoder's stride

@@ -1,0 +1,123 @@
+"""Recorded passes, on the CPU: a recording runs the same function again, over the places that it was made with."""
+
+import copy
+import random
+import warnings
+
+import pytest
+import tiny
+import torch
+
+from pseudoseg_fast import graphs, stepper
+from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.graphs import Graphs, watched
+from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
+from pseudoseg_fast.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc;square", "images/2.png,disc"])
+    return root
+
+
+VARIANTS = {
+    "default": {},
+    "teacher": {"method.ema": 0.9},
+    "CutMix of two views": {"method.cutmix": 0.5, "method.strong_views": 2},
+    "two passes": {"optim.accumulate": 2},
+    "skipping": {"run.nonfinite": "skip"},
+    "supervised": {"method.name": "supervised"},
+}
+
+
+def steps(root, folder, changes, weights):
+    """Take steps; return their losses, the last weights, and whether the last pass was recorded."""
+    options = tiny.options(root, folder, {"optim.steps": len(weights)} | changes)
+    trainer = Trainer(parse_config(options, "", ""), folder)
+    for module in trainer.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # drawn on the CPU here
+    config = trainer.config
+    labeled = iter(labeled_loader(config, trainer.data, trainer.network, 0))
+    unlabeled = (
+        iter(unlabeled_loader(config, trainer.data, trainer.network, 0)) if trainer.data.unlabeled else None
+    )
+    torch.manual_seed(1)
+    losses = []
+    for trainer.step, weight in enumerate(weights):
+        batches = trainer.next_batches(labeled, unlabeled if weight else None)
+        losses.append(trainer.training_step(batches, weight))
+    recorded = trainer.stepper.graphs is not None and trainer.stepper.graphs.replay is not None
+    return losses, copy.deepcopy(trainer.network.state_dict()), recorded
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_recorded_steps_are_launched_ones(root, tmp_path, monkeypatch, changes):
+    """Through the phase without unlabelled pictures, and while their weight grows."""
+    weights = [0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0]
+    monkeypatch.setattr(graphs, "record_graph", lambda call: call)
+    expected, after, recorded = steps(root, tmp_path / "launched", changes, weights)
+    assert not recorded
+    monkeypatch.setattr(stepper, "records", lambda *_: True)
+    losses, same, recorded = steps(root, tmp_path / "recorded", changes, weights)
+    assert recorded
+    for ours, theirs in zip(losses, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.equal(same[name], after[name]) for name in after)
+
+
+def make(take):
+    weight = torch.nn.Parameter(torch.zeros(()))
+
+    def run(labeled, unlabeled, factor, share):
+        loss = take(labeled["image"]) * weight
+        loss.backward()
+        return {"L_s": loss.detach()}, {"L_s": loss.detach()}
+
+    return Graphs(run, [weight], lambda call: call)
+
+
+def batch(size):
+    return {"image": torch.ones(size)}
+
+
+def test_a_pass_is_recorded_once_its_kind_has_come_three_times_in_succession():
+    passes = make(torch.sum)
+    recorded = []
+    for size in (2, 2, 3, 3, 3, 3, 2):
+        passes(batch(size), None, 1.0, None)
+        recorded.append(passes.replay is not None)
+    assert recorded == [False, False, False, False, True, True, False]
+
+
+def test_losses_of_a_pass_stay_when_the_next_comes():
+    passes = make(torch.sum)
+    (weight,) = passes.parameters
+    weight.data.fill_(1.0)
+    losses = [
+        passes({"image": torch.full((2,), float(value))}, None, 1.0, None)[0]["L_s"] for value in range(6)
+    ]
+    assert [float(loss) for loss in losses] == [0, 2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "random"])
+def test_what_is_drawn_on_the_cpu_is_not_recorded(draw, caplog):
+    passes = make(lambda images: images.sum() * float(draw()))
+    with caplog.at_level("INFO"):
+        for _ in range(5):
+            passes(batch(2), None, 1.0, None)
+    assert passes.replay is None
+    assert caplog.text.count("draws random numbers on the CPU") == 1
+
+
+def test_other_warnings_of_a_pass_are_passed_on():
+    def look():
+        with watched() as reasons:
+            warnings.warn("something else", stacklevel=1)
+        return reasons
+
+    with pytest.warns(UserWarning, match="something else"):
+        assert not look()
