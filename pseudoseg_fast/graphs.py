@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pseudoseg_fast.memory import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
@@ -41,12 +43,11 @@ class Graphs:
         record: turns a function without arguments into what repeats the work it gave the device.
     """
 
-    def __init__(
-        self, take: Pass, parameters: Iterable[nn.Parameter], record: Recorder | None = None
-    ) -> None:
+    def __init__(self, take: Pass, parameters: Iterable[nn.Parameter], record: Recorder) -> None:
         self.take = take
         self.parameters = list(parameters)
-        self.record = record or record_graph
+        self.learning: list[nn.Parameter] = []
+        self.record = record
         self.kind: Any = None
         self.seen = 0
         self.replay: Callable[[], None] | None = None
@@ -115,11 +116,22 @@ class Graphs:
 
 
 def record_graph(call: Callable[[], Any]) -> Callable[[], None]:
-    """Record what a function launches on the GPU, without running it; return what runs it."""
+    """Record what a function launches on the GPU, without running it; return what runs it.
+
+    Raises:
+        RuntimeError: something in it cannot be recorded.
+    """
     graph = torch.cuda.CUDAGraph()
-    # Other threads, which pin the memory of the next batches, may go on.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
+    try:
+        # Other threads, which pin the memory of the next batches, may go on.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            call()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"the passes of this network cannot be recorded as CUDA graphs: {error}; give --run.cuda_graphs false"
+        ) from error
     return graph.replay
 
 

@@ -17,7 +17,7 @@ from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.distributed import average_batch_norms, reduce, shares
 from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
-from pseudoseg_fast.graphs import Graphs
+from pseudoseg_fast.graphs import Graphs, record_graph
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Network
@@ -61,7 +61,9 @@ class Stepper:
         self.teacher = teacher
         self.losses = losses
         self.optimizer = optimizer
-        self.graphs = Graphs(self._pass, network.parameters()) if records(config, fabric) else None
+        self.graphs: Graphs | None = None
+        if records(config, fabric):
+            self.graphs = Graphs(self._pass, network.parameters(), self._record)
         self.watch = Watch(limits(config.method))
         self.skipped = 0
         """Steps left out in succession, up to the last."""
@@ -229,6 +231,12 @@ class Stepper:
         self.fabric.backward(sum(losses.values(), torch.zeros((), device=self.fabric.device)))
         return detached(means), detached(losses)
 
+    def _record(self, call: Callable[[], object]) -> Callable[[], None]:
+        """Record a pass, in which the teacher works out anew what it keeps of its weights."""
+        if self.teacher:
+            self.teacher.model.eval()  # forgets, see Teacher.update
+        return record_graph(call)
+
     def _mixed(self, unlabeled: dict[str, Any]) -> dict[str, Any]:
         """Return an unlabelled batch with what CutMix draws, which is drawn on the CPU and so in no graph."""
         if not self.config.method.cutmix:
@@ -269,9 +277,15 @@ class Stepper:
 
 def records(config: Config, fabric: Fabric) -> bool:
     """Tell whether passes are recorded: not where other processes, a compiler or a changing scale take part."""
-    alone = fabric.device.type == "cuda" and fabric.world_size == 1
     run = config.run
-    return alone and run.cuda_graphs and not run.compile and run.precision != "16-mixed"
+    alone = fabric.device.type == "cuda" and fabric.world_size == 1
+    possible = alone and not run.compile and run.precision != "16-mixed"
+    if run.cuda_graphs and not possible:
+        logger.warning(
+            "run.cuda_graphs is for one process with a GPU, without run.compile and in 32-true or bf16-mixed: passes "
+            "are launched one by one"
+        )
+    return run.cuda_graphs and possible
 
 
 def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:

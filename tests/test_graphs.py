@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from pseudoseg_fast import graphs, stepper
+from pseudoseg_fast import stepper
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.graphs import Graphs, watched
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
@@ -57,7 +57,7 @@ def steps(root, folder, changes, weights):
 def test_recorded_steps_are_launched_ones(root, tmp_path, monkeypatch, changes):
     """Through the phase without unlabelled pictures, and while their weight grows."""
     weights = [0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0]
-    monkeypatch.setattr(graphs, "record_graph", lambda call: call)
+    monkeypatch.setattr(stepper, "record_graph", lambda call: call)
     expected, after, recorded = steps(root, tmp_path / "launched", changes, weights)
     assert not recorded
     monkeypatch.setattr(stepper, "records", lambda *_: True)
@@ -67,6 +67,13 @@ def test_recorded_steps_are_launched_ones(root, tmp_path, monkeypatch, changes):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(torch.equal(same[name], after[name]) for name in after)
+
+
+def test_where_nothing_can_be_recorded_a_warning_says_so(root, tmp_path, caplog):
+    changes = {"run.cuda_graphs": True, "optim.steps": 1}
+    trainer = Trainer(parse_config(tiny.options(root, tmp_path / "run", changes), "", ""), tmp_path / "run")
+    assert trainer.stepper.graphs is None
+    assert "run.cuda_graphs is for one process with a GPU" in caplog.text
 
 
 def make(take):
