@@ -56,9 +56,14 @@ def leave_terminal() -> None:
 def end_quietly() -> None:
     """Let Ctrl-C end a command that has nothing to save without a traceback; shells still see that it was Ctrl-C."""
     show = sys.excepthook
+    ending = False
 
     def show_errors(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
+        nonlocal ending
+        if issubclass(kind, KeyboardInterrupt):
+            ending = True
+        # multiprocessing's thread that hands tensors to workers finds them gone, and shows that here.
+        elif not (ending and issubclass(kind, (EOFError, ConnectionError))):
             show(kind, error, where)
 
     sys.excepthook = show_errors

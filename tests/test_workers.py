@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pseudoseg_fast.stop import end_quietly
+
 READING = """
 import signal
 import time
@@ -31,6 +33,15 @@ if __name__ == "__main__":
     end_quietly()
     read({method!r})
 """
+
+
+def test_after_ctrl_c_workers_that_are_gone_are_no_news(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
+    end_quietly()
+    for kind in (EOFError, KeyboardInterrupt, EOFError, ConnectionResetError, ValueError):
+        sys.excepthook(kind, kind(), None)
+    assert shown == [EOFError, ValueError]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes")
