@@ -53,7 +53,9 @@ step build 120 "$python" -m pseudoseg_fast.build
 step env 60 "$python" -m pseudoseg_fast.env
 
 if has pytest; then
-  step tests 180 "$python" -m pytest -q -m cuda -p no:cacheprovider tests
+  beside=()
+  if has xdist; then beside=(--numprocesses auto --maxprocesses 8 --dist worksteal); fi  # most of it is compiling
+  step tests 180 env OMP_NUM_THREADS=1 "$python" -m pytest -q -m cuda -p no:cacheprovider "${beside[@]}" tests
 else
   skip tests "pytest is not installed"
 fi

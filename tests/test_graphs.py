@@ -17,9 +17,7 @@ from pseudoseg_fast.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
-    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc;square", "images/2.png,disc"])
-    return root
+    return tiny.make_set(tmp_path_factory.mktemp("set") / "pictures")
 
 
 VARIANTS = {
