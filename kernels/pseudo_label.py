@@ -35,7 +35,7 @@ from .refine_cam_forward import scalars, tiles
 # As in refine_cam_forward.
 CONFIGS = {
     (2, 2, 128): Config(rows=128, columns=64, depth=128, warps=8, stages=3),
-    (2, 2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=1),
+    (2, 2, 256): Config(rows=64, columns=32, depth=256, warps=8, stages=2),
     (2, 4, 128): Config(rows=64, columns=64, depth=128, warps=4, stages=1),
     (4, 4, 128): Config(rows=64, columns=32, depth=32, warps=4, stages=1),
     (4, 4, 256): Config(rows=64, columns=32, depth=32, warps=4, stages=1),

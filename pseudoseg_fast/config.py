@@ -199,7 +199,8 @@ class RunConfig:
             whose pictures may be of many sizes, stays eager.
         cuda_graphs: record the passes of a step as CUDA graphs, so that a GPU need not wait for launches: on one GPU,
             without compile, in 32-true or bf16-mixed. A network that draws on the CPU or waits for the device is left
-            as it is.
+            as it is; one whose Python code does something else at every pass must not be recorded, since only what it
+            gave the device is repeated.
         nonfinite: what a NaN or infinite loss or gradient, or a loss above 10 000, does: stop the run, or skip the
             step, which waits for the device at every step.
     """

@@ -6,6 +6,7 @@ times as long as running them.
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,7 @@ class Graphs:
         self.seen = 0
         self.replay: Callable[[], None] | None = None
         self.enabled = True
+        self.results: tuple[Losses, Losses] = ({}, {})
 
     def __call__(
         self, labeled: Batch, unlabeled: Batch | None, weight: float, share: Tensor | None
@@ -66,11 +69,8 @@ class Graphs:
         """
         kind = (signature(labeled), signature(unlabeled or {}))
         if kind != self.kind:
-            self.kind, self.seen, self.replay = (
-                kind,
-                0,
-                None,
-            )  # the memory of a former graph is free before the next
+            self.release()
+            self.kind = kind
         self.seen += 1
         if self.enabled and self.replay is None and self.seen > LAUNCHED:
             self._record(labeled, unlabeled)
@@ -83,6 +83,14 @@ class Graphs:
         self.replay()
         means, losses = self.results
         return clone(means), clone(losses)
+
+    def release(self) -> None:
+        """Give back the memory of a graph; the next passes are launched, and then one is recorded anew."""
+        if self.replay is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()  # it may be under way
+        self.replay = None
+        self.seen = 0
+        self.results = ({}, {})
 
     def _launch(
         self, labeled: Batch, unlabeled: Batch | None, weight: float, share: Tensor | None
@@ -107,7 +115,6 @@ class Graphs:
         for parameter in self.learning:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.results: tuple[Losses, Losses] = ({}, {})
 
         def take() -> None:
             self.results = self.take(self.labeled, self.unlabeled, self.weight, self.share)
@@ -121,16 +128,26 @@ def record_graph(call: Callable[[], Any]) -> Callable[[], None]:
     Raises:
         RuntimeError: something in it cannot be recorded.
     """
+    gc.collect()  # what is collected during a recording may give back memory, which it must not
     graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
+    causes: list[RuntimeError] = []
     try:
         # Other threads, which pin the memory of the next batches, may go on.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            call()
+            try:
+                call()
+            except RuntimeError as error:
+                causes.append(error)
+                raise
     except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
+        # Ending such a recording fails as well: torch then leaves its own stream, and the later error says little.
+        torch.cuda.set_stream(stream)
+        cause = causes[0] if causes else error
+        if is_out_of_memory(cause):
+            raise cause from None
         raise RuntimeError(
-            f"the passes of this network cannot be recorded as CUDA graphs: {error}; give --run.cuda_graphs false"
+            f"the passes of this network cannot be recorded as CUDA graphs: {cause}; give --run.cuda_graphs false"
         ) from error
     return graph.replay
 
@@ -139,7 +156,7 @@ def record_graph(call: Callable[[], Any]) -> Callable[[], None]:
 def watched() -> Iterator[list[str]]:
     """Find out why what is done inside cannot be recorded; the reasons are complete at the end."""
     reasons: list[str] = []
-    before = (torch.get_rng_state(), random.getstate())
+    before = drawn_so_far()
     mode = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -156,8 +173,14 @@ def watched() -> Iterator[list[str]]:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if waits:
         reasons.append(f"the network waits for the device ({waits[0].filename}:{waits[0].lineno})")
-    if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
+    if drawn_so_far() != before:
         reasons.append("the network draws random numbers on the CPU")
+
+
+def drawn_so_far() -> list[Any]:
+    """Return the states of the CPU's random generators, to be compared."""
+    _, keys, *place = np.random.get_state(legacy=True)  # noqa: NPY002 - what a network may draw from
+    return [torch.get_rng_state().tolist(), random.getstate(), list(keys), place]
 
 
 def signature(batch: Batch) -> list[tuple[str, torch.Size, torch.dtype]]:

@@ -17,7 +17,7 @@ from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.lists import shorten
 from pseudoseg_fast.distributed import average_batch_norms, reduce, shares
 from pseudoseg_fast.finite import EXPLODED, NotFinite, Watch, all_finite, sound, unsound
-from pseudoseg_fast.graphs import Graphs, record_graph
+from pseudoseg_fast.graphs import LAUNCHED, Graphs, record_graph
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Network
@@ -103,12 +103,21 @@ class Stepper:
         """
         buffers = self._buffers()
         self.losses.train()
+        passes = self.config.optim.accumulate
+        if self.graphs:
+            passes = max(passes, LAUNCHED + 1)  # with one that is recorded
         self._if_it_fits(
             lambda batches: self._accumulate(batches, weight),
-            [pair] * self.config.optim.accumulate,
+            [pair] * passes,
             f"in a rehearsal of step {step}",
         )
+        self.release()
         self._forget(buffers)
+
+    def release(self) -> None:
+        """Give back the memory of recorded passes until the next is recorded."""
+        if self.graphs:
+            self.graphs.release()
 
     def check_steps(self, step: int) -> None:
         """Look at the steps that are still under way, and at the scale that 16-mixed multiplies gradients by.

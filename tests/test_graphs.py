@@ -1,9 +1,11 @@
 """Recorded passes, on the CPU: a recording runs the same function again, over the places that it was made with."""
 
 import copy
+import math
 import random
 import warnings
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -30,8 +32,12 @@ VARIANTS = {
 }
 
 
-def steps(root, folder, changes, weights):
-    """Take steps; return their losses, the last weights, and whether the last pass was recorded."""
+def steps(root, folder, changes, weights, before=lambda trainer: None):
+    """Take steps, ``before`` each of which something is done.
+
+    Returns:
+        Their losses, the last weights, and whether the last pass was recorded.
+    """
     options = tiny.options(root, folder, {"optim.steps": len(weights)} | changes)
     trainer = Trainer(parse_config(options, "", ""), folder)
     for module in trainer.network.modules():
@@ -46,6 +52,7 @@ def steps(root, folder, changes, weights):
     losses = []
     for trainer.step, weight in enumerate(weights):
         batches = trainer.next_batches(labeled, unlabeled if weight else None)
+        before(trainer)
         losses.append(trainer.training_step(batches, weight))
     recorded = trainer.stepper.graphs is not None and trainer.stepper.graphs.replay is not None
     return losses, copy.deepcopy(trainer.network.state_dict()), recorded
@@ -61,9 +68,34 @@ def test_recorded_steps_are_launched_ones(root, tmp_path, monkeypatch, changes):
     monkeypatch.setattr(stepper, "records", lambda *_: True)
     losses, same, recorded = steps(root, tmp_path / "recorded", changes, weights)
     assert recorded
+    check_same(losses, expected)
+    assert all(torch.equal(same[name], after[name]) for name in after)
+
+
+def check_same(losses, expected):
     for ours, theirs in zip(losses, expected, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_comes_between_recorded_steps(root, tmp_path, monkeypatch):
+    """A step that is left out, an evaluation and a rehearsal."""
+
+    def before(trainer):
+        if trainer.step == 5:
+            trainer.evaluate()
+        if trainer.step == 6:
+            trainer.rehearse()
+
+    changes = {"run.nonfinite": "skip"}
+    weights = [0.5, 0.5, 0.5, math.nan, *[0.5] * 7]
+    monkeypatch.setattr(stepper, "record_graph", lambda call: call)
+    expected, after, _ = steps(root, tmp_path / "launched", changes, weights, before)
+    assert expected[3] == {}
+    monkeypatch.setattr(stepper, "records", lambda *_: True)
+    losses, same, recorded = steps(root, tmp_path / "recorded", changes, weights, before)
+    assert recorded
+    check_same(losses, expected)
     assert all(torch.equal(same[name], after[name]) for name in after)
 
 
@@ -108,7 +140,9 @@ def test_losses_of_a_pass_stay_when_the_next_comes():
     assert [float(loss) for loss in losses] == [0, 2, 4, 6, 8, 10]
 
 
-@pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "random"])
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(()), random.random, np.random.rand], ids=["torch", "random", "numpy"]
+)
 def test_what_is_drawn_on_the_cpu_is_not_recorded(draw, caplog):
     passes = make(lambda images: images.sum() * float(draw()))
     with caplog.at_level("INFO"):

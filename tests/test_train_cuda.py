@@ -24,7 +24,7 @@ VARIANTS = {
     "default": {},
     "bf16, teacher": {"run.precision": "bf16-mixed", "method.ema": 0.9},
     "CutMix of two views": {"method.cutmix": 1.0, "method.strong_views": 2},
-    "two passes": {"optim.accumulate": 2},
+    "three passes": {"optim.accumulate": 3},
     "tags": {
         "method.image_labels": "true",
         "data.tags": "tags.csv",
