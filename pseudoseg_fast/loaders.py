@@ -31,6 +31,10 @@ from pseudoseg_fast.stop import HANGUP
 
 EVAL_BATCH = 8
 
+if "forkserver" in multiprocessing.get_all_start_methods():
+    # The server, which workers are forked from by default from Python 3.14 on, imports once what took each seconds.
+    multiprocessing.set_forkserver_preload(["__main__", "pseudoseg_fast.trainer"])
+
 
 class WithTags:
     """Adds ``tags`` [K] to a sample: 1 for each class that its picture is tagged with, all NaN for one without tags."""

@@ -1,5 +1,6 @@
 """The end of the processes that read pictures."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,6 +43,23 @@ def test_after_ctrl_c_workers_that_are_gone_are_no_news(monkeypatch):
     for kind in (EOFError, KeyboardInterrupt, EOFError, ConnectionResetError, ValueError):
         sys.excepthook(kind, kind(), None)
     assert shown == [EOFError, ValueError]
+
+
+PRELOADED = """
+import multiprocessing
+import pseudoseg_fast.loaders
+
+with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    print(pool.apply(eval, ("'torchvision' in __import__('sys').modules",)))
+"""
+
+
+@pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no server to fork from"
+)
+def test_workers_that_are_forked_from_a_server_have_the_libraries_at_once():
+    """``eval`` needs none of them, so that a worker without them would say so."""
+    assert subprocess.check_output([sys.executable, "-c", PRELOADED], text=True) == "True\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes")
