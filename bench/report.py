@@ -238,7 +238,7 @@ TABLES: dict[str, Table] = {
         path.stem: partial(accuracy, path.stem.removeprefix("accuracy-"))
         for path in RESULTS.glob("accuracy-*.jsonl")
     },
-    "accuracy-ccp-50": partial(accuracy, "ccp-128", r"^supervised, 604|\b50 masks"),
+    "accuracy-ccp-50": partial(accuracy, "ccp", r"^supervised, 604|\b50 masks"),
     "labels-ccp": lambda: labels("ccp"),
     "kernels": kernels,
     "floors": floors,
@@ -251,12 +251,12 @@ TABLES: dict[str, Table] = {
 }
 
 
-NOT_DRAWN = "25 masks|8 a step|(small|FixMatch-style), 100"
+NOT_DRAWN = r"\b(25|100) masks"
 """Rows of the grid ccp for which its plot has no room."""
 PLOTS: dict[str, Callable[[Path], Path | None]] = {
     "accuracy-demo": lambda path: curves.plot(grid_rows("demo"), path),
     "accuracy-ccp": lambda path: curves.plot(
-        [row for row in grid_rows("ccp-128") if not re.search(NOT_DRAWN, row["name"])], path
+        [row for row in grid_rows("ccp") if not re.search(NOT_DRAWN, row["name"])], path
     ),
     "labels-demo": lambda path: curves.plot_labels(rows_of("labels-demo"), path),
 }
