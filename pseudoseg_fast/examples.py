@@ -22,6 +22,7 @@ from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.loaders import tag_frequency, weak_strong_views
+from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.progress import say
 from pseudoseg_fast.pseudo_labels import exclude_untagged, pseudo_label
@@ -60,7 +61,7 @@ class Examples:
         self.background = data.background
         self.colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
         self.frequency = tag_frequency(data) if data.tags else None
-        self.titles = SUPERVISED_TITLES if config.method.name == "supervised" else TITLES
+        self.titles = titles_of(config.method)
         drawn = spread(len(data.val), EXAMPLES) if indices is None else indices
         others = [index for index in spread(len(data.val), BATCH) if index not in drawn]
         self.count = len(drawn)
@@ -104,7 +105,7 @@ class Examples:
 
         Args:
             network: on its device; its mode is restored.
-            titles: of the columns, in their order; None: all that the method has.
+            titles: of the columns, in their order; None: all that the method teaches.
             cell: the longer side of a picture, in pixels.
         """
         titles = titles or self.titles
@@ -197,6 +198,14 @@ class ViewsAndTruth:
         torch.set_rng_state(state)  # the geometry is drawn first, so the weak view alone draws the same
         first = {name: views[name][0] for name in ("strong", "valid")}
         return {"weak": views["weak"], **first, "mask": self.views.weak(image, mask)["mask"]}
+
+
+def titles_of(method: MethodConfig) -> tuple[str, ...]:
+    """Return the columns of a method: what it leaves without a loss, classifier or attention head, would draw noise."""
+    if method.name == "supervised":
+        return SUPERVISED_TITLES
+    untaught = {"CAM": method.weight_x == 0, "SGC": method.weight_sa == 0}
+    return tuple(title for title in TITLES if not untaught.get(title))
 
 
 def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:

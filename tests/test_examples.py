@@ -129,6 +129,12 @@ def test_a_supervised_run_has_no_label_to_show(make):
     assert sheet.width == len(SUPERVISED_TITLES) * (100 + visualize.MARGIN) + visualize.MARGIN
 
 
+def test_what_learns_nothing_is_not_drawn(make):
+    weights = {"method.gamma": 1.0, "method.weight_sa": 0.0, "method.weight_x": 0.0}
+    assert make(weights)[0].titles == tuple(title for title in TITLES if title not in ("CAM", "SGC"))
+    assert make()[0].titles == TITLES
+
+
 def test_pictures_of_other_channels_and_classes_without_background(make, root, tmp_path):
     tiny.write(tmp_path / "classes.txt", ["ground", "disc", "square"])
     config = parse_config(
