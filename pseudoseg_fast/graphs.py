@@ -126,28 +126,30 @@ def record_graph(call: Callable[[], Any]) -> Callable[[], None]:
     """Record what a function launches on the GPU, without running it; return what runs it.
 
     Raises:
+        OutOfMemoryError: torch's; memory has run out.
         RuntimeError: something in it cannot be recorded.
     """
     gc.collect()  # what is collected during a recording may give back memory, which it must not
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.current_stream()
-    causes: list[RuntimeError] = []
+    # What went wrong is kept in words: an error that a variable here names would hold on to all tensors of the pass.
+    reason, full = "", False
     try:
         # Other threads, which pin the memory of the next batches, may go on.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             try:
                 call()
             except RuntimeError as error:
-                causes.append(error)
+                reason, full = str(error), is_out_of_memory(error)
                 raise
     except RuntimeError as error:
         # Ending such a recording fails as well: torch then leaves its own stream, and the later error says little.
         torch.cuda.set_stream(stream)
-        cause = causes[0] if causes else error
-        if is_out_of_memory(cause):
-            raise cause from None
+        if full or is_out_of_memory(error):
+            raise torch.OutOfMemoryError(reason or str(error)) from None
         raise RuntimeError(
-            f"the passes of this network cannot be recorded as CUDA graphs: {cause}; give --run.cuda_graphs false"
+            "the passes of this network cannot be recorded as CUDA graphs: "
+            f"{reason or error}; give --run.cuda_graphs false"
         ) from error
     return graph.replay
 

@@ -335,7 +335,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the evaluated network on the val list, log it, draw, and keep it if it is the best so far."""
         began = time.monotonic()
-        self.stepper.release()  # its memory is not there for anything else
+        self.stepper.release()  # what recorded passes hold is not there for anything else
         with self.fabric.autocast(), torch.compiler.set_stance("force_eager"):
             self.scores = evaluate(
                 self.evaluated,

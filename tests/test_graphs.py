@@ -1,9 +1,11 @@
 """Recorded passes, on the CPU: a recording runs the same function again, over the places that it was made with."""
 
 import copy
+import gc
 import math
 import random
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ import torch
 
 from pseudoseg_fast import stepper
 from pseudoseg_fast.config import parse_config
-from pseudoseg_fast.graphs import Graphs, watched
+from pseudoseg_fast.graphs import Graphs, record_graph, watched
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
+from pseudoseg_fast.memory import is_out_of_memory
 from pseudoseg_fast.trainer import Trainer
 
 
@@ -83,7 +86,9 @@ def test_what_comes_between_recorded_steps(root, tmp_path, monkeypatch):
 
     def before(trainer):
         if trainer.step == 5:
+            assert trainer.stepper.graphs is None or trainer.stepper.graphs.replay is not None
             trainer.evaluate()
+            assert trainer.stepper.graphs is None or trainer.stepper.graphs.replay is None
         if trainer.step == 6:
             trainer.rehearse()
 
@@ -104,6 +109,61 @@ def test_where_nothing_can_be_recorded_a_warning_says_so(root, tmp_path, caplog)
     trainer = Trainer(parse_config(tiny.options(root, tmp_path / "run", changes), "", ""), tmp_path / "run")
     assert trainer.stepper.graphs is None
     assert "run.cuda_graphs is for one process with a GPU" in caplog.text
+
+
+class Recording:
+    """Stands in for torch.cuda.graph, whose end fails as well where the recording failed."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        torch.cuda.set_stream("another")
+
+    def __exit__(self, *_):
+        raise RuntimeError("it ended badly")
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """The streams that were made the current one."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the usual")
+    monkeypatch.setattr(torch.cuda, "set_stream", seen.append)
+    return seen
+
+
+def test_a_failed_recording_says_what_failed_first(streams):
+    def fail():
+        raise RuntimeError("it waits")
+
+    with pytest.raises(RuntimeError, match="recorded as CUDA graphs: it waits; give --run"):
+        record_graph(fail)
+    assert streams == ["another", "the usual"]
+
+
+def test_memory_that_runs_out_in_a_recording_is_free_afterwards(streams):
+    held = []
+
+    def fill():
+        tensor = torch.ones(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            record_graph(fill)
+        except RuntimeError as error:
+            reason, full = str(error), is_out_of_memory(error)
+        assert full
+        assert reason == "CUDA out of memory."
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def make(take):
