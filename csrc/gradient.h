@@ -2,8 +2,11 @@
 //
 // Going down a vector of columns, the gradient g of an output row adds g to `sum` and weight * g to `below`; when the
 // nodes change, sum - below belongs to the upper node and below to the lower one. The rows so gathered, still of the
-// output's width, are folded along x once per row of nodes.
+// output's width, are folded along x once per row of nodes. Where a pixel is a node they are the gradient as they are,
+// and go to the result a class at a time: by columns, its rows would meet in the same sets of the first-level cache.
 #pragma once
+
+#include <algorithm>
 
 #include "upsample.h"
 
@@ -17,6 +20,7 @@ class GradientBand {
       : job_(job),
         classes_(job.frame.classes),
         pitch_((job.frame.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+        same_(job.student.same()),
         sum_(arena.take<Vec<T>>(classes_)),
         below_(arena.take<Vec<T>>(classes_)),
         carry_(arena.take<Vec<T>>(classes_)),
@@ -30,12 +34,13 @@ class GradientBand {
     band_ = item % bands.count;
     first_ = job_.student.rows.low[bands.row[band_]];
     const int64_t low = job_.student.rows.low[bands.row[band_ + 1] - 1];
-    last_ = low + 1 < job_.student.rows.source ? low + 1 : low;
+    last_ = !same_ && low + 1 < job_.student.rows.source ? low + 1 : low;
   }
 
   void begin_columns(int64_t x) {
     x_ = x;
     next_ = first_;
+    if (same_) here_ = row(first_, 0) + x;
     for (int64_t c = 0; c < classes_; ++c) sum_[c] = below_[c] = carry_[c] = Vec<T>{};
   }
 
@@ -44,12 +49,18 @@ class GradientBand {
     if (node != next_) flush(node);
   }
 
-  // Add the gradient g of class c, of an output row with the given weight of the lower node.
+  // Add the gradient g of class c, of an output row with the given weight of the lower node: of all lanes once, then of
+  // single ones.
   void add(int64_t c, Vec<T> g, Vec<T> weight) {
+    if (same_) return store(here_ + c * pitch_, g);
     sum_[c] += g;
     below_[c] += g * weight;
   }
   void add(int64_t c, int lane, T g, T weight) {
+    if (same_) {
+      here_[c * pitch_ + lane] += g;
+      return;
+    }
     sum_[c][lane] += g;
     below_[c][lane] += g * weight;
   }
@@ -65,6 +76,14 @@ class GradientBand {
     const int64_t height = job_.student.rows.source, width = job_.student.columns.source;
     const int64_t begin = bands.node[band_], end = bands.node[band_ + 1];
     T* const map = job_.gradient + image_ * classes_ * height * width;
+    if (same_) {
+      for (int64_t c = 0; c < classes_; ++c) {
+        for (int64_t node = begin; node < end; ++node) {
+          std::copy_n(row(node, c), width, map + (c * height + node) * width);
+        }
+      }
+      return;
+    }
     T* const overlap = job_.overlap + item_ * classes_ * width;
     for (int64_t node = begin; node < end; ++node) put(node, map + node * width, height * width);
     put(last_ < end ? -1 : last_, overlap, width);
@@ -75,6 +94,11 @@ class GradientBand {
 
   // Store the row of node `next_` and go to `node`; rows between them lie between no output rows.
   void flush(int64_t node) {
+    if (same_) {
+      next_ = node;
+      here_ += classes_ * pitch_;
+      return;
+    }
     const bool last = next_ == last_;  // no lower node: below_ is zero
     for (int64_t c = 0; c < classes_; ++c) {
       store(row(next_, c) + x_, carry_[c] + (sum_[c] - below_[c]));
@@ -187,11 +211,13 @@ class GradientBand {
 
   const LossJob<T>& job_;
   const int64_t classes_, pitch_;
+  const bool same_;
   Vec<T>*const sum_, *const below_, *const carry_;  // [C]
   T* const rows_;                                   // [max_rows, C, pitch]
   Vec<T>* const high_;                              // [C] while folding
   int64_t item_ = 0, image_ = 0, band_ = 0;
   int64_t first_ = 0, last_ = 0, next_ = 0, x_ = 0;
+  T* here_ = nullptr;  // class 0 of the pixels, if same_
 };
 
 }  // namespace

@@ -24,6 +24,9 @@ struct Axis {
   const T* weight;        // [target]
   const uint8_t* steady;  // [target] 1 where output i is one `step` after output i - 1 between the same nodes
   T step;
+
+  // Output i is node i.
+  bool same() const { return source == target; }
 };
 
 // The transposed interpolation along x as a gather: node n adds up the columns column[phase][n], its own with weight
@@ -46,6 +49,9 @@ struct Map {
   Axis<T> rows, columns;
   const T* factor;   // [B]
   int64_t max_rows;  // rows that the largest band touches
+
+  // A pixel is a node: nothing is interpolated.
+  bool same() const { return rows.same() && columns.same(); }
 };
 
 // Output rows [row[i], row[i + 1]) are band i; it owns the rows [node[i], node[i + 1]) of the gradient.
@@ -88,7 +94,7 @@ struct LossJob {
   T* loss;          // [B, H, W] or null
   double* partial;  // [items, 2] sum of the loss, sum of weights
   T* gradient;      // [B, C, h, w] or null
-  T* overlap;       // [items, C, w] gradient of the row below the owned ones
+  T* overlap;       // [items, C, w] gradient of the row below the owned ones, or null if student.same()
   Fold<T> fold;
 };
 

@@ -47,7 +47,8 @@ LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& t
   const int64_t items = images * bands.bands().count;
   const FoldTable<T> fold(table.columns());
   std::vector<double> partial(2 * items);
-  std::vector<T> overlap(with_gradient ? items * classes * nodes : 0);
+  const bool overlaps = with_gradient && !(table.rows().same() && table.columns().same());
+  std::vector<T> overlap(overlaps ? items * classes * nodes : 0);
   Tensor gradient = with_gradient
                         ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
                         : torch::stable::new_empty(student, {0}, kScalarType<T>);
@@ -70,7 +71,7 @@ LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& t
     weight += partial[2 * item + 1];
     const int64_t image = item / bands.bands().count, band = item % bands.bands().count;
     const int64_t node = bands.bands().node[band + 1];
-    if (!with_gradient || node == student.size(2)) continue;
+    if (!overlaps || node == student.size(2)) continue;
     for (int64_t c = 0; c < classes; ++c) {
       T* row = job.gradient + ((image * classes + c) * student.size(2) + node) * nodes;
       const T* more = overlap.data() + (item * classes + c) * nodes;

@@ -89,11 +89,13 @@ class FoldTable {
   Fold<T> fold_;
 };
 
-// Bands of at least `least` output rows that end where the nodes change.
+// Bands of at least `least` output rows that end where the nodes change: few where nothing is interpolated, so that no
+// row of nodes is met by two bands and what a band holds of them is small, and more where bands share rows.
 template <class T>
 class BandTable {
  public:
-  explicit BandTable(const Axis<T>& rows, int64_t least = kRows) : row_{0}, node_{0} {
+  explicit BandTable(const Axis<T>& rows) : BandTable(rows, rows.same() ? kSameRows : kRows) {}
+  BandTable(const Axis<T>& rows, int64_t least) : row_{0}, node_{0} {
     for (int64_t y = 1; y < rows.target; ++y) {
       if (y - row_.back() >= least && rows.low[y] != rows.low[y - 1]) {
         row_.push_back(y);
@@ -126,7 +128,7 @@ class BandTable {
   }
 
  private:
-  static constexpr int64_t kRows = 32;
+  static constexpr int64_t kRows = 32, kSameRows = 8;
 
   std::vector<int64_t> row_, node_;
   Bands bands_;

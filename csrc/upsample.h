@@ -149,6 +149,7 @@ template <class T>
 class Columns {
  public:
   void begin(const Axis<T>& axis, int64_t x) {
+    same_ = axis.same();
     base_ = axis.low[x];
     near_ = true;
     for (int i = 0; i < kLanes<T>; ++i) {
@@ -163,6 +164,7 @@ class Columns {
   Vec<T> expand(const T* row) const {
     Vec<T> low, high;
     row += base_;
+    if (same_) return load(row);
 #if defined(__AVX2__)
     if constexpr (sizeof(T) == 4) {
       if (near_) {
@@ -188,6 +190,7 @@ class Columns {
 
  private:
   int64_t base_ = 0;
+  bool same_ = false;
   bool near_ = false;  // all nodes lie in one vector
   Int<T> low_ = {}, high_ = {};
   Vec<T> weight_ = {};

@@ -17,7 +17,9 @@ SHAPES = [
     pytest.param((2, 1, 3, 4, 2, 2, 7, 5), id="one-class"),
     pytest.param((1, 21, 17, 33, 9, 9, 65, 65), id="21-classes"),
     pytest.param((1, 150, 8, 9, 4, 5, 33, 36), id="150-classes"),
-    pytest.param((2, 19, 12, 10, 3, 3, 12, 10), id="size-of-input"),
+    pytest.param((2, 19, 21, 35, 3, 3, 21, 35), id="size-of-input"),
+    pytest.param((1, 5, 12, 10, 3, 3, 12, 37), id="height-of-input"),
+    pytest.param((1, 5, 12, 10, 3, 3, 29, 10), id="width-of-input"),
     pytest.param((1, 4, 9, 8, 5, 5, 4, 3), id="down"),
     pytest.param((0, 3, 4, 4, 2, 2, 8, 8), id="empty-batch"),
 ]
