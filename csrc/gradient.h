@@ -49,12 +49,15 @@ class GradientBand {
     if (node != next_) flush(node);
   }
 
-  // Add the gradient g of class c, of an output row with the given weight of the lower node: of all lanes once, then of
-  // single ones.
-  void add(int64_t c, Vec<T> g, Vec<T> weight) {
-    if (same_) return store(here_ + c * pitch_, g);
-    sum_[c] += g;
-    below_[c] += g * weight;
+  // Return use(add), where add(c, g) adds the gradient g of class c, of an output row with the given weight of the
+  // lower node. It is to be called once for each class; more may be added to single lanes afterwards.
+  template <class Use>
+  auto adding(Vec<T> weight, Use&& use) {
+    if (same_) return use([to = here_, pitch = pitch_](int64_t c, Vec<T> g) { store(to + c * pitch, g); });
+    return use([this, weight](int64_t c, Vec<T> g) {
+      sum_[c] += g;
+      below_[c] += g * weight;
+    });
   }
   void add(int64_t c, int lane, T g, T weight) {
     if (same_) {

@@ -166,7 +166,9 @@ class LossBand {
     for (int i = 0; i < kLanes<T>; ++i) {
       if (labeled[i] != T(0)) mean[i] += e[labels[i]][i] * share[i] * b[labels[i]];
     }
-    for (int64_t c = 0; c < classes_; ++c) gradient_.add(c, e[c] * share * (a[c] - mean), weight);
+    gradient_.adding(weight, [&](auto add) {
+      for (int64_t c = 0; c < classes_; ++c) add(c, e[c] * share * (a[c] - mean));
+    });
     for (int i = 0; i < kLanes<T>; ++i) {
       if (labeled[i] == T(0)) continue;
       gradient_.add(labels[i], i, e[labels[i]][i] * share[i] * b[labels[i]], weight[i]);
@@ -177,20 +179,21 @@ class LossBand {
   Vec<T> soft(Target<T> target, Vec<T> scale, Vec<T> total) {
     const Vec<T> share = total / student_.sum(), weight = student_.weight();
     const Vec<T>*upper = student_.upper(), *lower = student_.lower();
+    const auto product_and = [&](auto&& more) {
+      return sum_over<Pair<T>>(classes_, [&](int64_t c) {
+        const Vec<T> y = target[c] * scale;
+        more(c, y);
+        return Pair<T>{y * upper[c], y * lower[c]};
+      });
+    };
     Pair<T> product;
     if (job_.gradient) {
       gradient_.move_to(student_.node());
       const Vec<T>* e = student_.e();
-      product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
-        const Vec<T> y = target[c] * scale;
-        gradient_.add(c, e[c] * share - y, weight);
-        return Pair<T>{y * upper[c], y * lower[c]};
-      });
+      product = gradient_.adding(
+          weight, [&](auto add) { return product_and([&](int64_t c, Vec<T> y) { add(c, e[c] * share - y); }); });
     } else {
-      product = sum_over<Pair<T>>(classes_, [&](int64_t c) {
-        const Vec<T> y = target[c] * scale;
-        return Pair<T>{y * upper[c], y * lower[c]};
-      });
+      product = product_and([](int64_t, Vec<T>) {});
     }
     const Vec<T> value = product.first + weight * (product.second - product.first);
     return pixel_loss<T>(scale, total, student_.log2_sum(), value);
@@ -204,7 +207,9 @@ class LossBand {
       gradient_.move_to(student_.node());
       const Vec<T> share = w / student_.sum();
       const Vec<T>* e = student_.e();
-      for (int64_t c = 0; c < classes_; ++c) gradient_.add(c, e[c] * share, weight);
+      gradient_.adding(weight, [&](auto add) {
+        for (int64_t c = 0; c < classes_; ++c) add(c, e[c] * share);
+      });
     }
     for (int i = 0; i < kLanes<T>; ++i) {
       if (w[i] == T(0)) continue;

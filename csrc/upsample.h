@@ -161,10 +161,13 @@ class Columns {
     }
   }
 
+  // Whether a column is a node, so that load(first(row)) is expand(row).
+  bool same() const { return same_; }
+  const T* first(const T* row) const { return row + base_; }
+
   Vec<T> expand(const T* row) const {
     Vec<T> low, high;
     row += base_;
-    if (same_) return load(row);
 #if defined(__AVX2__)
     if constexpr (sizeof(T) == 4) {
       if (near_) {
@@ -213,17 +216,21 @@ class Upsampled {
     node_ = next_ = -1;
   }
 
-  // Compute e and sum for output row y.
-  void row(int64_t y) {
+  // Compute e and sum for output row y. Not inlined, so that its loops are compiled alike for every caller.
+  [[gnu::noinline]] void row(int64_t y) {
     const Axis<T>& rows = staged_.map().rows;
     if (enter(y)) {
       geometric_ = safe_ && rows_between_nodes(y) >= kShortest;
-      exponentials<true>(rows.step);
+      if (columns_.same()) {
+        exponentials<Lower::same>(rows.step);
+      } else {
+        exponentials<Lower::expanded>(rows.step);
+      }
     } else if (geometric_ && rows.steady[y] && age_ < kAnchor) {
       ++age_;
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] *= ratio_[c]; });
     } else {
-      exponentials<false>(rows.step);
+      exponentials<Lower::kept>(rows.step);
     }
   }
 
@@ -243,7 +250,7 @@ class Upsampled {
   // Make value(c) that of output row y.
   void move_to(int64_t y) {
     if (!enter(y)) return;
-    for (int64_t c = 0; c < classes_; ++c) lower<true>(c);
+    for (int64_t c = 0; c < classes_; ++c) lower<Lower::expanded>(c);
   }
 
   // The upsampled logit / ln 2 of class c, and of one lane of it.
@@ -285,30 +292,35 @@ class Upsampled {
     return true;
   }
 
-  template <bool kEntered>
+  // Where the values at the nodes below come from.
+  enum class Lower { kept, expanded, same };
+
+  template <Lower kLower>
   Vec<T> lower(int64_t c) {
-    if constexpr (kEntered) lower_[c] = columns_.expand(next_row_ + c * staged_.pitch());
+    const T* row = next_row_ + c * staged_.pitch();
+    if constexpr (kLower == Lower::expanded) lower_[c] = columns_.expand(row);
+    if constexpr (kLower == Lower::same) lower_[c] = load(columns_.first(row));
     return lower_[c];
   }
 
   // Compute e and sum from the nodes, and for a sequence that begins its ratio.
-  template <bool kEntered>
+  template <Lower kLower>
   void exponentials(T step) {
     age_ = 0;
     if (!safe_) {
       shift_ = max_over<T>(classes_,
-                           [&](int64_t c) { return e_[c] = upper_[c] + weight_ * (lower<kEntered>(c) - upper_[c]); });
+                           [&](int64_t c) { return e_[c] = upper_[c] + weight_ * (lower<kLower>(c) - upper_[c]); });
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e_[c] = exp2(e_[c] - shift_); });
-    } else if (kEntered && geometric_) {
+    } else if (kLower != Lower::kept && geometric_) {
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
-        const Vec<T> upper = upper_[c], difference = lower<kEntered>(c) - upper;
+        const Vec<T> upper = upper_[c], difference = lower<kLower>(c) - upper;
         ratio_[c] = exp2_within(difference * step);
         return e_[c] = exp2_within(weight_ * difference + (upper - shift_));
       });
     } else {
       sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
         const Vec<T> upper = upper_[c];
-        return e_[c] = exp2_within(weight_ * (lower<kEntered>(c) - upper) + (upper - shift_));
+        return e_[c] = exp2_within(weight_ * (lower<kLower>(c) - upper) + (upper - shift_));
       });
     }
   }
