@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from pseudoseg_fast import train
 from pseudoseg_fast.config import DataConfig, parse_config
-from pseudoseg_fast.data import stream
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError
@@ -62,20 +61,18 @@ def first(dataset, count, workers=0):
     return [int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]]
 
 
-def test_a_pass_shows_each_picture_once(url, monkeypatch):
-    monkeypatch.setattr(stream, "SHUFFLED", 2)
-    values = first(StreamDataset(pictures(url), 7), SHARDS * INSIDE - 2)
+def test_a_pass_shows_each_picture_once(url):
+    values = first(StreamDataset(pictures(url), 7, shuffled=2), SHARDS * INSIDE - 2)
     assert len(set(values)) == len(values)
     assert values != sorted(values)
-    assert first(StreamDataset(pictures(url), 7), len(values)) == values
-    assert first(StreamDataset(pictures(url), 8), len(values)) != values
+    assert first(StreamDataset(pictures(url), 7, shuffled=2), len(values)) == values
+    assert first(StreamDataset(pictures(url), 8, shuffled=2), len(values)) != values
 
 
-def test_ranks_and_workers_see_other_pictures(url, monkeypatch):
-    monkeypatch.setattr(stream, "SHUFFLED", 2)
-    seen = [first(StreamDataset(pictures(url), 7, rank, 3), 4) for rank in range(3)]
+def test_ranks_and_workers_see_other_pictures(url):
+    seen = [first(StreamDataset(pictures(url), 7, rank, 3, shuffled=2), 4) for rank in range(3)]
     assert len({value for values in seen for value in values}) == 12
-    values = first(StreamDataset(pictures(url), 7), 12, workers=2)
+    values = first(StreamDataset(pictures(url), 7, shuffled=2), 12, workers=2)
     assert len(set(values)) == 12
 
 
@@ -168,8 +165,9 @@ def test_a_stop_that_reaches_what_a_worker_reads_from_too_is_saved(url, tmp_path
         "run.log_every": 1,
         "optim.steps": 10_000,
     }
-    program = "import sys; from pseudoseg_fast import train; from pseudoseg_fast.data import stream; "
-    program += "stream.SHUFFLED = 2; sys.exit(train.main(sys.argv[1:]))"
+    program = "import functools, sys; from pseudoseg_fast import loaders, train; "
+    program += "loaders.StreamDataset = functools.partial(loaders.StreamDataset, shuffled=2); "
+    program += "sys.exit(train.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", program, *tiny.options(source, tmp_path / "run", changes)],
         stdout=subprocess.PIPE,

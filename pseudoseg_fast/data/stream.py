@@ -25,9 +25,6 @@ from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.samples import Names
 from pseudoseg_fast.data.shards import is_picture
 
-SHUFFLED = 1000
-"""Encoded pictures among which a worker draws."""
-
 
 class Stream(Sequence[Sample]):
     """Shards that are only ever read from their beginning.
@@ -64,12 +61,20 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         seed: decides the order of shards, the shuffling and the views.
         rank: this process, 0 to ``world_size`` - 1.
         world_size: number of processes.
+        shuffled: encoded pictures that a worker keeps, to draw the next among them.
 
     Raises:
         DataError: webdataset is not installed; while iterating, a shard cannot be read, or nothing in it.
     """
 
-    def __init__(self, pictures: SegmentationDataset, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        pictures: SegmentationDataset,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffled: int = 1000,
+    ) -> None:
         if not isinstance(pictures.samples, Stream):
             raise TypeError(f"expected a Stream of pictures, got {type(pictures.samples).__name__}")
         try:
@@ -84,6 +89,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.shuffled = shuffled
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         import webdataset
@@ -92,7 +98,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         hand = self.rank * workers + number
         seed = mix(self.seed, hand)
-        shuffle = webdataset.shuffle(SHUFFLED, rng=random.Random(seed))
+        shuffle = webdataset.shuffle(self.shuffled, rng=random.Random(seed))
         corrupt: list[str] = []
         for count, sample in enumerate(shuffle(self._samples(hand, self.world_size * workers))):
             try:
