@@ -85,8 +85,8 @@ def labels(name: str) -> list[list[str]]:
     return rows
 
 
-def kernels() -> list[list[str]]:
-    """Return the kernels against PyTorch at VOC's full size on the CPU."""
+def kernels(size: str) -> list[list[str]]:
+    """Return the kernels against PyTorch at one of the benchmark's sizes on the CPU."""
     rows = [
         [
             "function",
@@ -99,7 +99,7 @@ def kernels() -> list[list[str]]:
     ]
     for row in results("functional_cpu")["comparison"]:
         times, memory = row["milliseconds"], row["extra_mebibytes"]
-        if row["size"] == "voc_full" and "native" in times:
+        if row["size"] == size and "native" in times:
             figures = [f"{times[name]:.1f}" for name in ("eager", "compile", "native")]
             extra = f"{memory['eager']:.0f} / {memory['native']:.1f}"
             rows.append([row["function"], *figures, f"{row['ratio']:.1f}", extra])
@@ -239,8 +239,10 @@ TABLES: dict[str, Table] = {
         for path in RESULTS.glob("accuracy-*.jsonl")
     },
     "accuracy-ccp-50": partial(accuracy, "ccp", r"^supervised, 604|\b50 masks"),
+    "accuracy-ccp-25": partial(accuracy, "ccp", r"\b25 masks"),
     "labels-ccp": lambda: labels("ccp"),
-    "kernels": kernels,
+    "kernels": partial(kernels, "voc_full"),
+    "kernels-label": partial(kernels, "voc_label"),
     "floors": floors,
     "depthwise": depthwise,
     "steps": steps,
