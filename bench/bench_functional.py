@@ -6,6 +6,7 @@ With --device cuda one timing is of INPUT_SETS calls on different tensors, so th
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ FUNCTIONS = (*LOSSES, "fuse_predictions", "predict_labels", "refine_cam", "pseud
 IMPLEMENTATIONS = ("eager", "compile", "attention", "native")
 ATTENTION_DIM = 128
 INPUT_SETS = 4
+SECONDS = 1
+"""How long one benchmark is to take: 3 rounds at least, 30 at most."""
 
 
 def backend(function: str, device: str) -> str | None:
@@ -177,5 +180,7 @@ def compare(
         calls=len(inputs),
         extra_bytes=extra_bytes(lambda: step(chosen, inputs[0]), device),
     )
-    rounds = 30 if implementation == "native" or device == "cuda" else 3
+    start = time.perf_counter()
+    steps(chosen, inputs)
+    rounds = min(max(int(SECONDS / (time.perf_counter() - start)), 3), 30)
     benchmark.pedantic(steps, (chosen, inputs), rounds=rounds, warmup_rounds=1)

@@ -94,7 +94,7 @@ struct LossJob {
   T* loss;          // [B, H, W] or null
   double* partial;  // [items, 2] sum of the loss, sum of weights
   T* gradient;      // [B, C, h, w] or null
-  T* overlap;       // [items, C, w] gradient of the row below the owned ones, or null if student.same()
+  T* overlap;       // [items, C, w] gradient of the row below the owned ones, unused if student.same()
   Fold<T> fold;
 };
 

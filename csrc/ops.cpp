@@ -47,7 +47,8 @@ LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& t
   const int64_t items = images * bands.bands().count;
   const FoldTable<T> fold(table.columns());
   std::vector<double> partial(2 * items);
-  const bool overlaps = with_gradient && !(table.rows().same() && table.columns().same());
+  job.student = table.map(bands);
+  const bool overlaps = with_gradient && !job.student.same();
   std::vector<T> overlap(overlaps ? items * classes * nodes : 0);
   Tensor gradient = with_gradient
                         ? torch::stable::new_empty(student, {images, classes, student.size(2), nodes}, kScalarType<T>)
@@ -57,7 +58,6 @@ LossResult run_loss(LossJob<T>& job, const Tensor& student, const MapTable<T>& t
   Tensor denominator = torch::stable::new_empty(student, {}, kScalarType<T>);
 
   job.frame = {images, classes, height, width, bands.bands()};
-  job.student = table.map(bands);
   job.loss = reduction == kNone ? loss.template mutable_data_ptr<T>() : nullptr;
   job.gradient = with_gradient ? gradient.template mutable_data_ptr<T>() : nullptr;
   job.overlap = overlap.data();
