@@ -40,7 +40,10 @@ class GradientBand {
   void begin_columns(int64_t x) {
     x_ = x;
     next_ = first_;
-    if (same_) here_ = row(first_, 0) + x;
+    if (same_) {
+      here_ = row(first_, 0) + x;
+      return;
+    }
     for (int64_t c = 0; c < classes_; ++c) sum_[c] = below_[c] = carry_[c] = Vec<T>{};
   }
 
@@ -95,11 +98,11 @@ class GradientBand {
  private:
   T* row(int64_t node, int64_t c) { return rows_ + ((node - first_) * classes_ + c) * pitch_; }
 
-  // Store the row of node `next_` and go to `node`; rows between them lie between no output rows.
+  // Store the row of node `next_`, unless add() has, and go to `node`; rows between them lie between no output rows.
   void flush(int64_t node) {
     if (same_) {
+      here_ += (node - next_) * classes_ * pitch_;
       next_ = node;
-      here_ += classes_ * pitch_;
       return;
     }
     const bool last = next_ == last_;  // no lower node: below_ is zero

@@ -89,8 +89,8 @@ class FoldTable {
   Fold<T> fold_;
 };
 
-// Bands of at least `least` output rows that end where the nodes change: few where nothing is interpolated, so that no
-// row of nodes is met by two bands and what a band holds of them is small, and more where bands share rows.
+// Bands of at least `least` output rows that end where the nodes change: few where an output row is a row of nodes,
+// since bands then share no row of the gradient and hold less of it in the caches, more where they share rows.
 template <class T>
 class BandTable {
  public:

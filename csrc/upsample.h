@@ -161,7 +161,7 @@ class Columns {
     }
   }
 
-  // Whether a column is a node, so that load(first(row)) is expand(row).
+  // Whether a column is a node, so that load(first(row)) is expand(row) of finite nodes.
   bool same() const { return same_; }
   const T* first(const T* row) const { return row + base_; }
 
