@@ -202,8 +202,12 @@ def public_functions() -> list[str]:
 def main() -> None:
     """Print the report."""
     summary = (__doc__ or "").partition("\n")[0]
-    argparse.ArgumentParser(prog="python -m pseudoseg_fast.env", description=summary).parse_args()
-    print(render(report()))
+    parser = argparse.ArgumentParser(prog="python -m pseudoseg_fast.env", description=summary)
+    parser.parse_args()
+    try:
+        print(render(report()))
+    except ValueError as error:  # a variable that no program would run with
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -246,6 +246,14 @@ def test_eager_setting_avoids_building(cache_folder, monkeypatch):
     assert not cache_folder.exists()
 
 
+@pytest.mark.usefixtures("fresh_process")
+def test_another_setting_is_refused(cache_folder, monkeypatch):
+    monkeypatch.setenv("PSEUDOSEG_BACKEND", "Eager")
+    with pytest.raises(ValueError, match="PSEUDOSEG_BACKEND must be eager or unset, got 'Eager'"):
+        build.load_cpu()
+    assert not cache_folder.exists()
+
+
 @pytest.mark.usefixtures("cache_folder", "fresh_process")
 def test_unknown_instruction_set_is_named(monkeypatch):
     monkeypatch.setenv("PSEUDOSEG_ISA", "sse9")

@@ -6,7 +6,6 @@ again. Second derivatives are not computed.
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pseudoseg_fast.build import BuildError
+from pseudoseg_fast.build import BuildError, switched_off
 from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype, dice_of_sums
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def load(library: Callable[[], None], kind: str) -> str:
     try:
         library()
     except BuildError as error:
-        if os.environ.get("PSEUDOSEG_BACKEND") != "eager":
+        if not switched_off():
             logger.warning("running without native %s kernels: %s", kind, error)
         return str(error)
     if not _registered:  # they hold for every device

@@ -14,7 +14,7 @@ ahead of first use; importing builds nothing.
 
 from .cache import Library, cache_folders, ensure, find
 from .errors import BuildError
-from .library import build_info, cuda_spec_here, devices_architectures, load_cpu, load_cuda
+from .library import build_info, cuda_spec_here, devices_architectures, load_cpu, load_cuda, switched_off
 from .spec import ARCHITECTURES, Spec, Unit, all_specs, build_info_spec, cpu_spec, cuda_spec, instruction_sets
 from .toolchain import Toolchain, find_nvcc, find_toolchain, nvcc_version
 
@@ -41,4 +41,5 @@ __all__ = [
     "load_cpu",
     "load_cuda",
     "nvcc_version",
+    "switched_off",
 ]

@@ -16,6 +16,18 @@ _loaded: dict[str, Any] = {}
 _failed: dict[str, str] = {}
 
 
+def switched_off() -> bool:
+    """Return whether PSEUDOSEG_BACKEND says that no native kernels are to be used.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    wanted = os.environ.get("PSEUDOSEG_BACKEND", "")
+    if wanted not in ("", "eager"):
+        raise ValueError(f"PSEUDOSEG_BACKEND must be eager or unset, got {wanted!r}; correct or unset it")
+    return wanted == "eager"
+
+
 def load_cpu() -> None:
     """Make ``torch.ops.pseudoseg_fast`` available with its CPU kernels, compiling them if that is needed.
 
@@ -25,7 +37,7 @@ def load_cpu() -> None:
     Raises:
         BuildError: the library is not there and cannot be built, with the compiler's last lines; or building is
             switched off with PSEUDOSEG_BACKEND=eager.
-        ValueError: PSEUDOSEG_ISA is set and names no instruction set of this build.
+        ValueError: PSEUDOSEG_ISA is set and names no instruction set of this build, or PSEUDOSEG_BACKEND is not eager.
     """
     if "pseudoseg_cpu" in _loaded:
         return
@@ -97,7 +109,7 @@ def build_info() -> dict[str, Any]:
 
 def _load_once(spec: Spec, load: Callable[[Spec, Path], Any]) -> Any:
     """Return what `load` makes of the library, from the first success or failure of this process."""
-    if os.environ.get("PSEUDOSEG_BACKEND") == "eager":
+    if switched_off():
         raise BuildError("native kernels are switched off by PSEUDOSEG_BACKEND=eager; unset it to use them")
     with _guard:
         if spec.name in _failed:
