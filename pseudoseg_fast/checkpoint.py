@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,11 @@ def load(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"expected a checkpoint such as RUN/checkpoints/best.ckpt, found no file {path}"
         )
+    if path.suffix == ".onnx":
+        raise ValueError(
+            f"expected a checkpoint such as RUN/checkpoints/best.ckpt, {path} is an exported model; "
+            "python -m pseudoseg_fast.evaluate takes it as --onnx FILE"
+        )
     damaged = f"{path} cannot be read as a checkpoint, it is damaged or of another kind:"
     try:
         with path.open("rb") as file:
@@ -68,6 +74,10 @@ def load(path: Path | str) -> dict[str, Any]:
                 raise ValueError("its bytes are not those that its checksum was made of")
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose text advises to run what the file may hold
+        raise ValueError(
+            f"{damaged} it is no archive of torch.save, or holds more than tensors and plain values"
+        ) from error
     except Exception as error:  # torch.load raises whatever its zip and pickle readers raise
         raise ValueError(f"{damaged} {(str(error) or type(error).__name__).splitlines()[0]}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass, field
 from importlib import resources
@@ -91,6 +92,16 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"data.{name} must be positive, got {value}")
+        if self.workers < 0:
+            raise ValueError(
+                f"data.workers must not be negative, got {self.workers}; 0 reads in the main process"
+            )
+        *factors, hue = self.color_jitter
+        if not (all(0 <= factor < math.inf for factor in factors) and 0 <= hue <= 0.5):
+            raise ValueError(
+                "data.color_jitter expects brightness, contrast and saturation of 0 or more, and hue from 0 to 0.5, "
+                f"got {list(self.color_jitter)}"
+            )
         given = [name for name in ("label_map", "reduce_zero_label") if getattr(self, name)]
         if self.color_map and given:
             raise ValueError(
@@ -167,11 +178,11 @@ class OptimConfig:
         """Refuse values outside their range."""
         for name in ("lr", "steps", "batch_size", "unlabeled_batch_size", "accumulate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"optim.{name} must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"optim.{name} must be positive and finite, got {value}")
         for name in ("encoder_lr", "sgc_lr", "weight_decay", "power", "warmup"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optim.{name} must not be negative and must be finite, got {getattr(self, name)}")
 
 
 @dataclass
@@ -229,6 +240,10 @@ class RunConfig:
                 raise ValueError(f"run.{name} must be at least 1 step, got {getattr(self, name)}")
         if self.draw_every < 0:
             raise ValueError(f"run.draw_every must not be negative, got {self.draw_every}; 0 draws nothing")
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"run.devices must be auto, or at least 1 process, got {self.devices}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"run.seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.keep < 1:
             raise ValueError(f"run.keep must be at least 1 checkpoint, got {self.keep}")
         if self.accelerator == "gpu":

@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.config import Config, DataConfig, Parser, choose_accelerator, to_dict
-from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.lists import DataError, find_file
 from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.sets import data_root
 from pseudoseg_fast.depthwise import use_depthwise_kernels
+from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.loaders import Data, read_data, val_loader
 from pseudoseg_fast.memory import OutOfMemory, is_out_of_memory
-from pseudoseg_fast.network import Network
+from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.networks import load_network
 from pseudoseg_fast.stop import end_quietly
 
@@ -91,16 +93,32 @@ def evaluate(
         align_corners: how logits are resized.
         watch: called with each sample and its predicted ids [H', W'].
         total: turns the confusion matrix of this process's batches into that of all.
+
+    Raises:
+        NotFinite: in all processes: the network answers pictures with NaN, of which no class is the largest.
     """
     device = next(network.parameters()).device
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
 
     def label(images: Tensor, size: tuple[int, int]) -> Tensor:
         return predict(network, images.to(device), size, align_corners=align_corners)
 
+    def count(module: nn.Module, inputs: Any, outputs: Outputs) -> None:
+        wrong.add_(outputs.decoder_logits.isnan().flatten(1).any(1).sum())
+
     training = network.training
     network.eval()
-    scores = score(label, batches, classes, device=device, watch=watch, total=total)
-    network.train(training)
+    handle = network.register_forward_hook(count)
+    try:
+        scores = score(label, batches, classes, device=device, watch=watch, total=total)
+    finally:
+        handle.remove()
+        network.train(training)
+    if pictures := int(total(wrong) if total else wrong):
+        raise NotFinite(
+            f"the network answers {pictures} of the pictures that it is scored on with NaN: its weights or running "
+            "statistics are spoilt, or half precision is too little for them"
+        )
     return scores
 
 
@@ -212,14 +230,40 @@ def parse_command(
         return parser.instantiate(parser.parse_args(arguments)), None, None, {}
     network, config, state = load_network(path)
     parser.set_defaults({f"data.{name}": value for name, value in to_dict(config)["data"].items()})
-    return parser.instantiate(parser.parse_args(arguments)), network, config, state
+    options = parser.instantiate(parser.parse_args(arguments))
+    given = {argument.partition("=")[0] for argument in arguments}
+    if "--data.root" in given:
+        check_lists(options.data, given)
+    return options, network, config, state
+
+
+def check_lists(config: DataConfig, given: set[str]) -> None:
+    """Raise DataError for a list of the run that another root does not have.
+
+    Args:
+        config: the run's data, but for what was given.
+        given: the options of the command line.
+    """
+    root = data_root(config)
+    for name in ("val", "classes"):
+        value = getattr(config, name)
+        if value and f"--data.{name}" not in given:
+            try:
+                find_file(value, root)
+            except DataError as error:
+                raise DataError(
+                    f"data.{name} is {value}, as in the run, and {error}; give --data.{name} null for what "
+                    f"{config.root} holds, or a file of its own"
+                ) from error
 
 
 def check_classes(data: Data, classes: Sequence[str], owner: str) -> None:
-    """Raise DataError unless the data have as many classes as the network."""
-    if len(data.classes) != len(classes):
+    """Raise DataError unless the classes of the data are those of the network, in this order."""
+    if data.classes != list(classes):
         raise DataError(
-            f"data.classes names {len(data.classes)} classes, {owner} has {len(classes)}: {', '.join(classes)}"
+            f"data.classes names {len(data.classes)} classes: {', '.join(data.classes)}\n"
+            f"{owner} has {len(classes)}: {', '.join(classes)}\n"
+            "give --data.classes FILE with the latter in this order, and --data.label_map where ids in the masks differ"
         )
 
 
@@ -235,12 +279,14 @@ def score_onnx(path: str, device: str, config: DataConfig, data: Data) -> Scores
         raise RuntimeError(f"--onnx needs ONNX Runtime: pip install onnxruntime ({error})") from error
     model = Model(path, device)
     check_classes(data, model.metadata.classes, "the model")
-    if config.short_side not in (None, model.metadata.short_side):
-        raise DataError(
-            f"data.short_side is {config.short_side}, the model was trained with {model.metadata.short_side}; "
-            "leave the option out"
-        )
-    config = replace(config, short_side=model.metadata.short_side)
+    trained = {name: getattr(model.metadata, name) for name in ("short_side", "white")}
+    for name, value in trained.items():
+        if (given := getattr(config, name)) not in (None, value):
+            raise DataError(
+                f"data.{name} is {given}, the model was trained with {'none' if value is None else value}; "
+                "leave the option out"
+            )
+    config = replace(config, **trained)
 
     def label(images: Tensor, size: tuple[int, int]) -> Tensor:
         return torch.from_numpy(model.labels(images.numpy(), size))
@@ -263,8 +309,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.isdisjoint({"--checkpoint", "--onnx", "-h", "--help"}):
             parser.error("expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt, or --onnx FILE")
-        if "--onnx" in given and "--checkpoint" not in given:
-            parser.set_defaults({"data.labeled": ""})  # not read
+        if "--onnx" in given and given.isdisjoint({"--checkpoint", "--data.root", "-h", "--help"}):
+            parser.error(
+                "expected pictures with masks to score the model on: --checkpoint FILE, for the val pictures of its "
+                "run, or --data.root DIR"
+            )
         options, network, config, state = parse_command(parser, arguments)
         data = read_data(options.data, labeled=False, unlabeled=False)
         if options.onnx is not None:

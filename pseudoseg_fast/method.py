@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -116,12 +117,17 @@ class MethodConfig:
             )
         if not self.temperature > 0:
             raise ValueError(f"method.temperature must be positive, got {self.temperature}")
-        if isinstance(self.class_weight, tuple) and not all(weight >= 0 for weight in self.class_weight):
-            raise ValueError(f"method.class_weight must not be negative, got {list(self.class_weight)}")
+        if isinstance(self.class_weight, tuple):
+            fine = all(0 <= weight < math.inf for weight in self.class_weight)
+            if not (fine and any(self.class_weight)):
+                raise ValueError(
+                    "method.class_weight must be finite, not negative and not all 0, got "
+                    f"{list(self.class_weight)}"
+                )
         for name in ("weight_dice", "weight_sa", "weight_x", "weight_u", "start_u", "ramp_u"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"method.{name} must not be negative, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"method.{name} must not be negative and must be finite, got {value}")
         for name in ("start_u", "ramp_u"):
             value = getattr(self, name)
             if value >= 1 and not float(value).is_integer():

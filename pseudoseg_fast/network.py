@@ -356,6 +356,10 @@ def _channel_values(
         values = imagenet if channels == len(imagenet) else [sum(imagenet) / len(imagenet)] * channels
     if len(values) != channels:
         raise ValueError(f"{name} must hold {channels} values, one per input channel, got {list(values)}")
+    if name == "mean" and not all(0 <= value <= 1 for value in values):
+        raise ValueError(
+            f"mean must be from 0 to 1, of pixels divided by 255, for every input channel, got {list(values)}"
+        )
     if name == "std" and not all(value > 0 for value in values):
         raise ValueError(f"std must be positive for every input channel, got {list(values)}")
     return torch.tensor(values, dtype=torch.float32)

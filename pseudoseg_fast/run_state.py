@@ -189,7 +189,7 @@ def keep_start(
         if there is None or here == there:
             continue
         for steps in (kept[name], theirs):
-            if abs(here / ours - there / steps) <= 0.5 / ours + 0.5 / steps:
+            if steps != ours and abs(here / ours - there / steps) <= 0.5 / ours + 0.5 / steps:
                 kept[name] = steps
                 setattr(config.method, name, there)
                 notes.append(f"method.{name} stays {there} (not {here}, its share of {ours} steps)")

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pseudoseg_fast.children import Watcher
-from pseudoseg_fast.config import Config, parse_config, to_dict
+from pseudoseg_fast.config import Config, RunConfig, parse_config, to_dict
 from pseudoseg_fast.distributed import (
     check_same_options,
     end_processes,
@@ -25,7 +25,7 @@ from pseudoseg_fast.distributed import (
     make_fabric,
 )
 from pseudoseg_fast.finite import NotFinite
-from pseudoseg_fast.kept import go_back
+from pseudoseg_fast.kept import go_back, newest_first
 from pseudoseg_fast.memory import OutOfMemory, keep_freed_memory
 from pseudoseg_fast.run_folder import (
     clear_folder,
@@ -94,10 +94,10 @@ def train_in(folder: Path, trainer: Trainer) -> int:
         try:
             trainer.fit(stop)
         except NotFinite as error:
-            said = advice(folder, run.precision, pictures=error.pictures)
+            said = advice(folder, run, pictures=error.pictures)
             raise NotFinite(f"{error}\n{said}") from error
         except OutOfMemory as error:
-            raise OutOfMemory(f"{error}\n{last_good(folder)}") from error
+            raise OutOfMemory(f"{error}\n{last_saved(folder)}") from error
     if trainer.step < steps:
         fabric.barrier()  # the first has saved: whoever leaves with a status other than 0 may end the others
         if fabric.is_global_zero:
@@ -122,23 +122,31 @@ def command(folder: Path) -> str:
     return f"{program} pseudoseg_fast.train --config {config} --run.resume auto"
 
 
-def advice(folder: Path, precision: str, *, pictures: bool) -> str:
+def advice(folder: Path, run: RunConfig, *, pictures: bool) -> str:
     """Return what to do about a run that has diverged; ``pictures`` says whether any have been named."""
+    last, *others = newest_first(folder / "checkpoints") or [folder]
+    older = [path for path in others if not path.samefile(last)]
     return (
-        last_good(folder)
+        last_saved(folder)
         + ("; look at these pictures, " if pictures else "; ")
         + "lower optim.lr or lengthen optim.warmup"
-        + ("" if precision == "32-true" else ", try run.precision 32-true")
-        + ", or leave such steps out: --run.nonfinite skip"
+        + ("" if run.precision == "32-true" else ", try run.precision 32-true")
+        + ("" if run.nonfinite == "skip" else ", or leave such steps out: --run.nonfinite skip")
+        + (
+            "\nif its first steps fail again, its weights, which were saved just before, are spoilt already: go on "
+            f"from an older one, such as --run.resume {shlex.quote(str(older[0]))}"
+            if older
+            else ""
+        )
     )
 
 
-def last_good(folder: Path) -> str:
+def last_saved(folder: Path) -> str:
     """Return where a run can go on that has failed."""
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
         return "no checkpoint had been written yet"
-    return f"the last good checkpoint is {last}, to go on from with --run.resume auto"
+    return f"the last checkpoint is {last}, to go on from with --run.resume auto"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -226,7 +226,9 @@ class Trainer:
                 self.seconds = time.monotonic() - started
                 finished = self.step == steps
                 evaluating = finished or self.step % run.eval_every == 0
-                saving = finished or self.step % run.checkpoint_every == 0
+                # While steps are left out, the weights may be what makes them unsound: older ones are not given up.
+                due = self.step % run.checkpoint_every == 0 and not self.stepper.skipped
+                saving = finished or due
                 stopping = agreement.answer(stop.received)
                 if evaluating or saving or stopping or self.step % run.log_every == 0:
                     # Nothing of a step that is not sound is evaluated or saved.
@@ -337,13 +339,16 @@ class Trainer:
         began = time.monotonic()
         self.stepper.release()  # what recorded passes hold is not there for anything else
         with self.fabric.autocast(), torch.compiler.set_stance("force_eager"):
-            self.scores = evaluate(
-                self.evaluated,
-                val_loader(self.config.data, self.data, self.config.model.in_channels, **self.rank),
-                self.data.classes,
-                align_corners=self.config.method.align_corners,
-                total=lambda counts: reduce(self.fabric, counts, "sum"),
-            )
+            try:
+                self.scores = evaluate(
+                    self.evaluated,
+                    val_loader(self.config.data, self.data, self.config.model.in_channels, **self.rank),
+                    self.data.classes,
+                    align_corners=self.config.method.align_corners,
+                    total=lambda counts: reduce(self.fabric, counts, "sum"),
+                )
+            except NotFinite as error:
+                raise NotFinite(f"step {self.step}: {error}") from error
         seconds = time.monotonic() - began
         if self.scored != self.step:  # else a finished run shows its results again
             named = {
@@ -399,8 +404,11 @@ class Trainer:
         path = from_first(self.fabric, choose)
         restore_state(self, path, loaded[0] if loaded else checkpoint.load(path))
         check_start(self.config)  # of fewer steps than it had
+        own = is_own(self.folder, path)
+        if not own:  # nor is the log of another folder copied
+            self.scored = 0
         # The best of another folder is not copied, so here it is chosen anew.
-        self.best = self.kept_best() if is_own(self.folder, path) else None
+        self.best = self.kept_best() if own else None
         return path
 
     def kept_best(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from timm.models import adapt_input_conv
@@ -77,7 +78,15 @@ def load_weights(module: nn.Module, path: str | Path) -> WeightsReport:
     source = _without_counters(_read(path))
     transformer = next((part for part in module.modules() if isinstance(part, VisionTransformer)), None)
     if transformer is not None:
-        source = checkpoint_filter_fn({_bare(name): tensor for name, tensor in source.items()}, transformer)
+        try:
+            source = checkpoint_filter_fn(
+                {_bare(name): tensor for name, tensor in source.items()}, transformer
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: its patches or positions cannot be brought to the encoder's sizes ({error}); expected the "
+                "weights of a vision transformer of this width, positions in a square"
+            ) from error
     target = _without_counters(module.state_dict())
     encoder = [name for name in target if name.startswith("encoder.")] or list(target)
     first_convolution = next((name for name in encoder if target[name].dim() == 4), None)
@@ -133,12 +142,21 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weight file {path}")
     content: object
     if path.suffix == ".safetensors":
-        content = safetensors.torch.load_file(path)
+        try:
+            content = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is no whole safetensors file ({error}); download or save it again"
+            ) from error
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).partition("\n")[0]
+            # An unpickler's text advises to run what the file may hold.
+            unsafe = isinstance(error, pickle.UnpicklingError)
+            reason = (
+                "it holds more than tensors, or is cut short" if unsafe else str(error).partition("\n")[0]
+            )
             raise ValueError(
                 f"{path} is no plain state dict ({reason}); if it is whole, save its tensors alone: "
                 "torch.save(model.state_dict(), path)"

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from pseudoseg_fast import evaluate as module
 from pseudoseg_fast.evaluate import Scores, evaluate, group_by_size, predict
+from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.network import Network
 
 
@@ -128,14 +129,30 @@ def test_the_networks_mode_and_statistics_are_left_as_they_were(network, trainin
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_answers_of_nan_are_not_scored(network):
+    """Their argmax is class 0."""
+    samples = random_samples([(32, 32)] * 3)
+    bias = network.segmentation_head[0].bias
+    before = bias.detach().clone()
+    try:
+        with torch.no_grad():
+            bias[1] = float("nan")
+        with pytest.raises(NotFinite, match="answers 3 of the pictures that it is scored on with NaN"):
+            evaluate(network, [samples], tiny.CLASSES)
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "expected --checkpoint FILE, such as RUN/checkpoints/best.ckpt"),
         (["--checkpoint", "none.ckpt"], "found no file none.ckpt"),
         (["--data.val", "val.txt"], "expected --checkpoint FILE"),
+        (["--onnx", "x.onnx"], "expected pictures with masks to score the model on: --checkpoint FILE"),
     ],
-    ids=["nothing", "no such file", "data alone"],
+    ids=["nothing", "no such file", "data alone", "model alone"],
 )
 def test_a_command_line_without_a_checkpoint_is_refused(capsys, arguments, message):
     assert tiny.status(module.main, arguments) == 2

@@ -88,6 +88,24 @@ def test_an_export_answers_as_the_network_and_says_what_it_is(model, checkpoint,
     assert "the model was trained with 35" in capsys.readouterr().err
 
 
+def test_a_model_is_scored_on_pictures_read_as_in_its_training(tmp_path, capsys):
+    model = make_model(tmp_path / "model.onnx", channels=1, white=4095.0, stride=4)
+    for name in ("images/train", "images/val", "masks/train", "masks/val"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    tiny.write(tmp_path / "set" / "classes.txt", tiny.CLASSES)
+    ids = np.zeros((40, 60), np.uint8)
+    ids[:, 20:40], ids[20:, 40:] = 1, 2
+    values = np.array([40, 100, 180])[ids] / 255 * 4095
+    for part in ("train", "val"):
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"set/images/{part}/0.png")
+        Image.fromarray(ids).save(tmp_path / f"set/masks/{part}/0.png")
+    command = ["--onnx", str(model), f"--data.root={tmp_path / 'set'}"]
+    assert tiny.status(evaluate.main, command) == 0
+    assert float(capsys.readouterr().out.split()[-1]) > 99
+    assert tiny.status(evaluate.main, [*command, "--data.white=255"]) == 2
+    assert "data.white is 255.0, the model was trained with 4095.0" in capsys.readouterr().err
+
+
 def test_predictions_of_the_command_are_those_of_evaluation(cores, checkpoint, folder, tmp_path):
     path = tmp_path / "model.onnx"
     assert run("--checkpoint", checkpoint, "--out", path) == 0

@@ -45,7 +45,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_its_pictures(root, tmp_path
     found = re.search(r"error: step 3: L_u is nan, on these pictures:\n((?:  images/\d.png\n)+)", message)
     assert 2 <= found.group(1).count("\n") <= 4
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert f"the last good checkpoint is {last}, to go on from with --run.resume auto" in message
+    assert f"the last checkpoint is {last}, to go on from with --run.resume auto" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 2
 
 
@@ -74,6 +74,18 @@ def test_steps_that_are_not_finite_are_left_out_when_asked(root, tmp_path, monke
     assert state["step"] == 2
     for part in ("model", "teacher"):
         assert all(values.isfinite().all() for values in state[part].values())
+
+
+def test_checkpoints_are_not_given_up_for_those_of_steps_left_out(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stepper, "MAX_SKIPPED", 3)
+    poison(monkeypatch, 4, 5, 6, 7)
+    changes = {"run.nonfinite": "skip", "run.checkpoint_every": 1, "optim.steps": 9, "run.eval_every": 2}
+    assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-2.ckpt", "step-3.ckpt"]
+    message = capsys.readouterr().err
+    assert f"go on from an older one, such as --run.resume {folder / 'step-2.ckpt'}" in message
+    assert "or leave such steps out" not in message
 
 
 def test_steps_are_not_left_out_for_ever(root, tmp_path, monkeypatch, capsys):

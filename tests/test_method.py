@@ -92,7 +92,7 @@ def test_defaults_are_the_papers():
         ({"weight_u": -1.0}, "method.weight_u must not be negative"),
         ({"ramp_u": -1}, "method.ramp_u must not be negative"),
         ({"start_u": 1.5}, "method.start_u must be whole steps, or a share of the run below 1, got 1.5"),
-        ({"ramp_u": math.inf}, "method.ramp_u must be whole steps"),
+        ({"ramp_u": math.inf}, "method.ramp_u must not be negative and must be finite"),
         ({"dice_unlabeled": True}, "dice_unlabeled extends the Dice loss, which is off"),
         (
             {"dice_unlabeled": True, "weight_dice": 1.0, "cutmix": 0.5},

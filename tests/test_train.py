@@ -322,7 +322,7 @@ def test_a_run_that_diverges_stops_before_its_weights_are_saved(root, tmp_path, 
     assert train.main(tiny.options(root, tmp_path / "run", changes)) == 2
     message = capsys.readouterr().err
     assert re.search(r"error: step 2: L_s is nan, on these pictures:\n  images/[04].png\n", message)
-    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in message
+    assert f"the last checkpoint is {tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}" in message
     assert "lower optim.lr" in message
     assert tiny.checkpoint(tmp_path / "run")["step"] == 1
 

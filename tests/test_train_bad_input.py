@@ -127,7 +127,26 @@ BEFORE_THE_FIRST_STEP = {
         {"model.in_channels": 2},
         [".png has 3 channels, expected 2", "--model.in_channels 3"],
     ),
-    "workers": (None, {"data.workers": -1}, ["num_workers"]),
+    "workers": (None, {"data.workers": -1}, ["data.workers must not be negative, got -1"]),
+    "colour jitter": (
+        None,
+        {"data.color_jitter": [0.5, 0.5, 0.5, 0.9]},
+        ["data.color_jitter", "hue from 0 to 0.5"],
+    ),
+    "devices": (None, {"run.devices": -1}, ["run.devices must be auto, or at least 1 process, got -1"]),
+    "seed": (None, {"run.seed": 2**63}, ["run.seed must be from 0 to 2**63 - 1"]),
+    "rate": (None, {"optim.lr": ".inf"}, ["optim.lr must be positive and finite, got inf"]),
+    "mean of 8 bits": (
+        None,
+        {"model.mean": [124, 116, 104]},
+        ["mean must be from 0 to 1", "[124.0, 116.0, 104.0]"],
+    ),
+    "infinite class weight": (
+        None,
+        {"method.class_weight": [1, ".inf", 1]},
+        ["method.class_weight must be finite"],
+    ),
+    "no class weight": (None, {"method.class_weight": [0, 0, 0]}, ["not all 0, got [0.0, 0.0, 0.0]"]),
     "accelerator": (None, {"run.accelerator": "abacus"}, ["accelerator", "abacus"]),
     "resume without a folder": (None, {"run.resume": "auto", "run.dir": None}, ["give --run.dir DIR"]),
     "resume nowhere": (
@@ -289,15 +308,31 @@ def test_a_bad_checkpoint_is_refused(root, tmp_path, trained, capsys, damage, ex
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data.classes": "four.txt"}, ["names 4 classes, the checkpoint has 3: background, disc, square"]),
+        (
+            {"data.classes": "four.txt"},
+            ["names 4 classes: ", "the checkpoint has 3: background, disc, square"],
+        ),
+        (
+            {"data.classes": "turned.txt"},
+            ["names 3 classes: square, disc, background", "--data.classes FILE"],
+        ),
         ({"data.val": "vall.txt"}, ["no file at", "vall.txt"]),
+        ({"data.root": "."}, ["data.val is val.txt, as in the run, and no file at", "give --data.val null"]),
         ({"data.root": "nowhere"}, ["data.root expects a folder"]),
         ({"data.vall": "val.txt"}, ["--data.vall", "did you mean '--data.val'?"]),
     ],
-    ids=["another number of classes", "missing list", "missing root", "unknown option"],
+    ids=[
+        "other classes",
+        "another order",
+        "missing list",
+        "a list of the run's",
+        "missing root",
+        "unknown option",
+    ],
 )
 def test_evaluation_refuses_other_data(root, trained, capsys, changes, expected):
     tiny.write(root / "four.txt", [*tiny.CLASSES, "unicorn"])
+    tiny.write(root / "turned.txt", tiny.CLASSES[::-1])
     options = {"data.root": root, "data.workers": 0, **changes}
     arguments = [f"--checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "--accelerator=cpu"]
     arguments += [f"--{name}={value}" for name, value in options.items()]

@@ -458,6 +458,12 @@ def test_the_share_that_a_run_went_on_with_is_known_like_its_first(tmp_path):
     assert config.method.start_u == 500
 
 
+def test_another_start_of_as_many_steps_is_refused_like_any_option(root, whole, capsys):
+    changes = CHANGES | {"method.start_u": 1, "run.resume": "auto"}
+    assert train.main(tiny.options(root, whole, changes)) == 2
+    assert "method.start_u: 0 there, 1 here" in capsys.readouterr().err
+
+
 def test_a_run_does_not_go_on_to_fewer_steps_than_it_has_taken(root, whole, capsys):
     assert train.main(tiny.options(root, whole, CHANGES | {"optim.steps": 5, "run.resume": "auto"})) == 2
     assert "is of step 6; expected optim.steps to be no less, got 5" in capsys.readouterr().err
@@ -520,6 +526,8 @@ def test_a_run_may_go_on_in_a_folder_of_its_own(root, whole, tmp_path, name):
     ours, theirs = (tiny.checkpoint(folder) for folder in (tmp_path / "new", whole))
     assert_same(ours["model"], theirs["model"])
     assert tiny.checkpoint(tmp_path / "new", "best")["best"] == ours["best"]
+    scores = [row["mIoU"] for row in tiny.log(tmp_path / "new") if "mIoU" in row]
+    assert scores[-1] == json.loads((tmp_path / "new" / "result.json").read_text())["miou"]["last"]
     assert files == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 

@@ -133,8 +133,18 @@ def test_a_pickle_is_never_executed(tmp_path):
 )
 def test_a_broken_download_is_refused(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(content)
-    with pytest.raises(ValueError, match="is no plain state dict"):
+    with pytest.raises(ValueError, match="is no plain state dict") as error:
         load_weights(Segmenter(), tmp_path / "file.pth")
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>404</html>", b"\x10" + bytes(7) + b"{"], ids=["empty", "page", "cut"]
+)
+def test_a_broken_download_of_safetensors_is_refused(tmp_path, content):
+    (tmp_path / "file.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"file\.safetensors is no whole safetensors file"):
+        load_weights(Segmenter(), tmp_path / "file.safetensors")
 
 
 def test_a_file_without_tensors_or_without_existence_is_refused(tmp_path):
