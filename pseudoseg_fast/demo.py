@@ -92,7 +92,11 @@ def _asset(name: str, content: bytes) -> Asset:
 
 
 def make_server(served: dict[str, Asset], port: int = 0) -> ThreadingHTTPServer:
-    """Return a server of ``served`` on 127.0.0.1 that answers GET alone; port 0 takes a free one."""
+    """Return a server of ``served`` on 127.0.0.1 that answers GET alone; port 0 takes a free one.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -113,7 +117,11 @@ def make_server(served: dict[str, Asset], port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(f"--port {port} cannot be had ({reason}); give another, or 0 for a free one") from error
 
 
 def find_runtime(folder: Path | None) -> Path:
@@ -197,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         served = assets(options.model, find_runtime(options.runtime))
         server = make_server(served, options.port)
-    except (ValueError, RuntimeError, OSError, OverflowError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     with server:
         print(

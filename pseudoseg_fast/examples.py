@@ -59,7 +59,7 @@ class Examples:
         self.steps = config.optim.steps
         self.classes = data.classes
         self.background = data.background
-        self.colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
+        self.colors = visualize.mask_palette(data.val[0].mask, data.labels, data.background)
         self.frequency = tag_frequency(data) if data.tags else None
         self.titles = titles_of(config.method)
         drawn = spread(len(data.val), EXAMPLES) if indices is None else indices

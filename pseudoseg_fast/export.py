@@ -242,7 +242,7 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _palette(data: Data | None, classes: int, background: int | None) -> tuple[tuple[int, int, int], ...]:
     """Return the colours of the val masks' palette, or those of this program."""
-    colors = mask_palette(data.val[0].mask, classes, background) if data else palette(classes, background)
+    colors = mask_palette(data.val[0].mask, data.labels, background) if data else palette(classes, background)
     return tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
 
 

@@ -86,7 +86,7 @@ class Writer:
         """Segment a large picture, its probabilities straight into their file."""
         if not self.probabilities:
             return segmenter.large(picture)
-        shape = (len(self.colors), *segmenter.working_size(picture))
+        shape = (len(self.colors), *segmenter.answer_size(picture))
         results: list[Result] = []
 
         def write(path: Path) -> None:
@@ -185,16 +185,28 @@ class Predictor:
             raise DataError(
                 f"{job.source} is a video, whose frames have colours; the model expects {channels} channels, give TIFFs"
             )
+        before = self.count
         if self.writer.opacity is None:
             self._frames(job, None)
-            return
-        rate = video.frame_rate(job.source)
+        else:
+            rate = video.frame_rate(job.source)
 
-        def write(path: Path) -> None:
-            with video.VideoWriter(path, rate) as writer:
-                self._frames(job, writer)
+            def write(path: Path) -> None:
+                with video.VideoWriter(path, rate) as writer:
+                    self._frames(job, writer)
 
-        write_whole(self.writer.out, job.name / "overlay.mp4", write)
+            write_whole(self.writer.out, job.name / "overlay.mp4", write)
+        self._check_older(job, self.count - before)
+
+    def _check_older(self, job: Job, count: int) -> None:
+        """Raise DataError where a video's folder holds more than the ``count`` frames that were just written."""
+        folder = self.writer.out / job.name
+        numbered = (path for path in folder.glob("*.png") if path.stem.isdigit())
+        if older := sorted(path for path in numbered if int(path.stem) >= count):
+            raise DataError(
+                f"{job.source} is done, {count} frames, but {folder} also holds {len(older)} of an earlier, longer "
+                f"video, from {older[0].name} on; remove them"
+            )
 
     def _frames(self, job: Job, overlay: video.VideoWriter | None) -> None:
         frames = enumerate(video.read_frames(job.source))
@@ -251,7 +263,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile", type=int, default=1024, help="cut pictures with a longer side into tiles of at most this"
     )
-    parser.add_argument("--overlap", type=int, default=128, help="pixels that neighbouring tiles share")
+    parser.add_argument(
+        "--overlap", type=int, help="pixels that neighbouring tiles share; default: an eighth of a tile"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="pictures of one size, or tiles, in a run")
     parser.add_argument(
         "--short-side",
@@ -297,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.opacity if options.overlay else None,
             options.probabilities,
         )
-        jobs = find_jobs(options.inputs, options.out, writer.suffixes())
+        jobs, masks, others = find_jobs(options.inputs, options.out, writer.suffixes())
         if any(job.is_video for job in jobs):
             video.import_av()
         prepare_folder(options.out)
@@ -308,6 +322,13 @@ def main(arguments: list[str] | None = None) -> int:
         f"runs on {model.provider}"
         + (f"; pictures resized to a shorter side of {short_side}" if short_side else "")
     )
+    for folder in masks:
+        print(f"{folder} is left out: masks of the pictures beside it; give it by name to segment it, too")
+    if others:
+        named = ", ".join(
+            f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items())
+        )
+        print(f"{others.total()} files are left out, neither pictures nor videos by their suffixes: {named}")
     predictor = Predictor(segmenter, writer, options.max_pixels)
     predictor.run(jobs)
     if predictor.failures:

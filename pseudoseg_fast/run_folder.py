@@ -62,6 +62,11 @@ def run_folder(config: Config, *, restart: bool = False) -> tuple[Path, list[Pat
             "run.overwrite and torchrun --max-restarts do not go together: a restart would delete the run"
         )
     folder = Path(run.dir)
+    if not run.overwrite and (folder / "config.yaml").exists() and not holds_run(folder):
+        raise ValueError(
+            f"{folder} holds a config.yaml that no run wrote, which that of the run would replace: move it elsewhere, "
+            "or choose another --run.dir"
+        )
     if run.resume == "auto" or restart or (restarts and run.resume is None):
         paths = newest_first(folder / "checkpoints")
         if not paths and run.resume == "auto":
@@ -95,12 +100,13 @@ def is_own(folder: Path, checkpoint: Path) -> bool:
 
 def holds_run(folder: Path) -> bool:
     """Return whether there is a run in ``folder``, be it one that never came to its first checkpoint."""
-    return (folder / "config.yaml").exists() or bool(newest_first(folder / "checkpoints"))
+    described = all((folder / name).exists() for name in ("config.yaml", "run.json"))
+    return described or bool(newest_first(folder / "checkpoints"))
 
 
 def describe_run(folder: Path, config: Config, data: Data, fabric: Fabric) -> None:
     """Write what the run is: ``config.yaml``, to start it again, and ``run.json``, what it found, for the report."""
-    colors = mask_palette(data.val[0].mask, len(data.classes), data.background).tolist()
+    colors = mask_palette(data.val[0].mask, data.labels, data.background).tolist()
     columns = zip(data.classes, colors, data.pixels, data.shown, data.val_pixels, strict=True)
     names = ("name", "color", "labelled_pixels", "labelled_pictures", "val_pixels")
     about = {

@@ -57,7 +57,7 @@ def demo_map(trainer: Trainer) -> Image.Image:
 
     loader = val_loader(config.data, data, config.model.in_channels)
     evaluate(trainer.evaluated, loader, data.classes, align_corners=config.method.align_corners, watch=keep)
-    colors = visualize.mask_palette(data.val[0].mask, len(data.classes), data.background)
+    colors = visualize.mask_palette(data.val[0].mask, data.labels, data.background)
     return visualize.tile_map(data.val, predictions, [*data.labeled, *data.unlabeled], data.classes, colors)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pseudoseg_fast.data.decode import open_whole
 from pseudoseg_fast.data.lists import Sample
+
+if TYPE_CHECKING:  # predict has no yaml
+    from pseudoseg_fast.data.labels import Labels
 
 Pixels = NDArray[np.uint8]
 
@@ -55,14 +59,18 @@ def palette(classes: int, background: int | None = None) -> Pixels:
     return colors
 
 
-def mask_palette(mask: Path | None, classes: int, background: int | None = None) -> Pixels:
-    """Return the colours that a palette PNG mask brings, if they tell the classes apart; else :func:`palette`."""
-    if mask is not None:
-        with Image.open(mask) as image:
-            colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:classes]
-        if len(np.unique(colors, axis=0)) == classes:
-            return colors
-    return palette(classes, background)
+def mask_palette(mask: Path | None, labels: Labels, background: int | None = None) -> Pixels:
+    """Return the colours that a mask brings, if they tell the classes apart; else :func:`palette`.
+
+    Args:
+        mask: a file, whose palette counts unless ``labels`` has a map of colours.
+        labels: what its values mean.
+        background: id of the class that is black in :func:`palette`.
+    """
+    colors = [] if mask is None else labels.colors(mask)
+    if colors and None not in colors and len(set(colors)) == len(colors):
+        return np.array(colors, np.uint8)
+    return palette(labels.classes, background)
 
 
 def colorize(labels: Pixels, colors: Pixels) -> Pixels:

@@ -1,10 +1,15 @@
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from pseudoseg_fast.config import DataConfig
 from pseudoseg_fast.data.labels import Labels, read_color_map, read_label_map
+from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import read_mask
+from pseudoseg_fast.data.sets import conversion
 
 IDS = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
 
@@ -131,3 +136,29 @@ def test_label_maps(tmp_path):
 def test_wrong_labels(options, match):
     with pytest.raises(ValueError, match=match):
         Labels(**options)
+
+
+def test_a_map_of_too_many_colours_is_wrong_data():
+    """And not a wrong option, which would cost the report of check."""
+    with pytest.raises(DataError, match="classes must be 1 to 255"):
+        Labels(256)
+
+
+def test_ids_of_classes_of_ones_own_count_from_0(tmp_path, caplog):
+    """Whatever the layout's own classes count from: what has no class then is named, and nothing is shifted."""
+    tree = Tree(classes=["sky", "road"], reduce_zero_label=True)
+
+    def reduced(classes, **options):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            return conversion(DataConfig(str(tmp_path), **options), tmp_path, tree, classes).reduce_zero_label
+
+    assert reduced(2)
+    assert not caplog.text
+    for classes in (1, 3):
+        assert not reduced(classes)
+        assert f"since the {classes} classes are not those of the layout" in caplog.text
+        assert "give --data.reduce_zero_label true" in caplog.text
+        assert reduced(classes, reduce_zero_label=True)
+        assert not reduced(classes, reduce_zero_label=False)
+        assert not caplog.text

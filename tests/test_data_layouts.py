@@ -13,11 +13,11 @@ from PIL import Image
 
 from pseudoseg_fast.config import DataConfig, parse_config
 from pseudoseg_fast.data.layouts import LAYOUTS, cityscapes, coco, guess, read_tree
-from pseudoseg_fast.data.listing import walk
 from pseudoseg_fast.data.lists import DataError, Index, read_list
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data, read_samples
+from pseudoseg_fast.data.walk import walk
 from pseudoseg_fast.evaluate import evaluate
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
 from pseudoseg_fast.trainer import Trainer
@@ -189,11 +189,45 @@ def test_val_pictures_among_the_unlabelled_ones_are_left_out(tmp_path, caplog):
     for unlabeled, count in (("images", 2), ("list.txt", 1), (str(tmp_path), 4)):
         caplog.clear()
         data = read_data(DataConfig(str(root), unlabeled=unlabeled))
-        assert len(data.unlabeled) == count
+        assert len(data.unlabeled) == min(count, 2)  # without masks
         assert not any("c.jpg" in name for name in data.unlabeled.names)
         assert f"1 of {count + 1} pictures of {unlabeled} are val pictures, and left out" in caplog.text
     with pytest.raises(DataError, match="names val pictures alone"):
         read_data(DataConfig(str(root), unlabeled="images/val"))
+
+
+@pytest.mark.parametrize("layout", ["folder", "lists"])
+def test_masks_in_a_folder_of_unlabelled_pictures_are_left_out(tmp_path, caplog, layout):
+    root = arrange(tmp_path, "folder")
+    for name in ("images/train/d.jpg", "masks/train/d.png"):
+        save(root / name)
+    (root / "classes.txt").write_text("background\nsky\n")
+    (root / "labeled.txt").write_text("images/train/a.jpg masks/train/a.png\n")
+    (root / "val.txt").write_text("images/val/c.jpg masks/val/c.png\n")
+    config = DataConfig(str(root), layout=layout, labeled="labeled.txt", val="val.txt", unlabeled=str(root))
+    left = [f"images/train/{name}" for name in ("a.jpg", "d.jpg", "deep/b.png")]
+    unknown = ["masks/train/d.png"] if layout == "lists" else []  # nobody says what it is
+    assert list(read_data(config).unlabeled.names) == [*left, *unknown]
+    assert f"{3 - len(unknown)} of 6 pictures of {root} are masks, and left out" in caplog.text
+    with pytest.raises(DataError, match="masks/val names masks alone; expected pictures to learn from"):
+        read_data(replace(config, unlabeled="masks/val"))
+    (root / "list.txt").write_text("masks/train/a.png\n")  # whoever lists it means it
+    assert list(read_data(replace(config, unlabeled="list.txt")).unlabeled.names) == ["masks/train/a.png"]
+
+
+@pytest.mark.parametrize("layout", PICTURES)
+def test_files_that_are_not_read_are_named_once(tmp_path, caplog, layout):
+    root = arrange(tmp_path, layout)
+    folders = [(root / names[layout][0]).parent for names in (PICTURES, MASKS)]
+    for folder in folders:
+        for name in ("x.gif", "x.heic", "y.heic", "y.json"):
+            (folder / name).touch()
+    read_tree(layout, root)
+    assert len(caplog.records) == 2, caplog.text
+    for record in caplog.records:
+        assert record.levelno == logging.WARNING
+        assert "3 files below" in record.getMessage()
+        assert "are not read: .heic (2), .gif (1); expected .bmp" in record.getMessage()
 
 
 def test_made_train_ids_of_coco_are_taken_before_what_they_were_made_of(tmp_path):
@@ -353,6 +387,23 @@ def test_voc_ids_without_files(tmp_path):
         read_tree("voc", root)
     (root / "ImageSets/Segmentation/trainaug.txt").write_text("q\n")
     with pytest.raises(DataError, match=r"1 ids of .* have no picture"):
+        read_tree("voc", root)
+
+
+def test_voc_ids_may_have_spaces(tmp_path):
+    root = arrange(tmp_path, "voc")
+    for name in ("photo", "photo (1)", "photo (2)", "photo 1"):
+        save(root / f"JPEGImages/{name}.jpg")
+        save(root / f"SegmentationClass/{name}.png")
+    lists = root / "ImageSets/Segmentation"
+    (lists / "train.txt").write_text("a\nphoto\nphoto (2)\t\n")
+    (lists / "val.txt").write_text("photo (1)\nphoto 1\nc -1\n")
+    tree = read_tree("voc", root)
+    assert [Path(sample.name).stem for sample in tree.labeled] == ["a", "photo", "photo (2)"]
+    assert [sample.mask.stem for sample in tree.val] == ["photo (1)", "photo 1", "c"]
+    assert [Path(sample.name).stem for sample in tree.unlabeled] == ["b"]
+    (lists / "val.txt").write_text("photo (3)\n")
+    with pytest.raises(DataError, match=r"1 ids of .* have no picture in .*\n  photo \(3\)"):
         read_tree("voc", root)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pseudoseg_fast.deploy.segment import Segmenter, Settings
-from pseudoseg_fast.deploy.tiles import Span, check_tiles, ramps, spans, stitch
+from pseudoseg_fast.deploy.tiles import Span, check_tiles, enlarged, ramps, spans, stitch
 
 LENGTHS = [(1, 32, 8), (32, 32, 8), (33, 32, 8), (57, 32, 8), (1000, 32, 8), (1025, 1024, 128), (999, 64, 0)]
 
@@ -66,9 +66,23 @@ def test_tiles_that_disagree_are_blended_without_a_step():
     np.testing.assert_allclose(line[32:], 24)
 
 
+@pytest.mark.parametrize("length", [57, 33, 90, 113, 1000])
+@pytest.mark.parametrize("factor", [1, 1.01, 1.5, 7.77])
+def test_tiles_of_a_larger_answer_cover_it_as_they_cover_the_picture(length, factor):
+    parts = spans(length, 32, 8)
+    answered = enlarged(parts, round(length * factor))
+    cover = np.zeros(round(length * factor), int)
+    for part, other in zip(parts, answered, strict=True):
+        assert abs(other.start - part.start * factor) <= 1 + factor / 2
+        assert other.stop - other.start == answered[0].stop
+        cover[other.start : other.stop] += 1
+    assert (answered[0].start, answered[-1].stop) == (0, len(cover))
+    assert 1 <= cover.min() <= cover.max() <= 2
+
+
 @pytest.mark.parametrize("values", [(16, 0), (64, 17), (64, -1)], ids=str)
 def test_tiles_too_small_or_overlapping_too_much_are_refused(values):
-    with pytest.raises(ValueError, match="tiles must be at least 32 pixels"):
+    with pytest.raises(ValueError, match=r"--(tile|overlap) expects"):
         check_tiles(*values)
 
 
@@ -82,7 +96,8 @@ def test_memory_is_bounded_by_tiles_not_by_the_picture():
         return values
 
     model = SimpleNamespace(
-        metadata=SimpleNamespace(output="probabilities", channels=3), probabilities=probabilities
+        metadata=SimpleNamespace(output="probabilities", channels=3, classes=[""] * classes),
+        probabilities=probabilities,
     )
     segmenter = Segmenter(model, Settings(tile=256, overlap=32, batch_size=1))
     picture = Image.new("L", (3000, 2000))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +15,18 @@ from PIL import Image
 from predicting import files, read, run
 
 from pseudoseg_fast import predict
+from pseudoseg_fast.deploy import segment
+from pseudoseg_fast.deploy.model import Model
+from pseudoseg_fast.deploy.segment import Segmenter, Settings
 
-BLOCKED = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "lightning_fabric", "jsonargparse")
-BLOCKED += ("onnx", "onnxscript", "yaml", "tqdm", "torchmetrics", "av")
-WITHOUT_TORCH = f"""
+ALONE = """
 import sys
+import numpy, onnxruntime, PIL.Image, PIL.ImageFont, PIL.PngImagePlugin
+there = {*sys.stdlib_module_names, *(name.split(".")[0] for name in sys.modules), "pseudoseg_fast"}
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED}:
-            raise ImportError(name + " is blocked")
+        if name.split(".")[0] not in there:
+            raise ImportError(name + " is not among what docs/deployment.md says to install")
 sys.meta_path.insert(0, Block())
 from pseudoseg_fast.predict import main
 sys.exit(main())
@@ -34,9 +38,9 @@ def maps_model(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "probabilities.onnx", "probabilities")
 
 
-def test_it_runs_without_torch(labels_model, pictures, tmp_path):
+def test_it_runs_with_numpy_onnxruntime_and_pillow_alone(labels_model, pictures, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", WITHOUT_TORCH, labels_model, pictures, "--out", out, "--overlay"]
+    command = [sys.executable, "-c", ALONE, labels_model, pictures, "--out", out, "--overlay"]
     environment = {**os.environ, "PYTHONPATH": str(Path(predict.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -158,6 +162,68 @@ def test_pictures_are_resized_as_in_training_and_labels_come_at_their_size(tmp_p
     assert (read(tmp_path / "out/x.png") == ids.repeat(2, 0).repeat(2, 1)).mean() > 0.95
 
 
+def test_a_resized_picture_is_answered_at_its_own_size(tmp_path):
+    """However large it is: labels of the size at which it is seen would be blown up to squares."""
+    model = Model(make_model(tmp_path / "small.onnx", stride=4, pool=4))
+    picture = Image.fromarray(tiny.picture(0)[0]).resize((240, 200), Image.Resampling.BILINEAR)
+    segmenter = Segmenter(model, Settings(tile=32, short_side=20))
+    seen = np.asarray(picture.resize((24, 20), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    (result,) = segmenter.small([picture])
+    assert np.array_equal(result.labels, model.labels(seen[None], (200, 240))[0])
+
+
+def test_tiles_of_a_resized_picture_are_answered_at_its_own_size(tmp_path):
+    path = make_model(tmp_path / "small.onnx", "probabilities", short_side=100, stride=4, pool=4)
+    picture = Image.fromarray(tiny.picture(0)[0]).resize((360, 300), Image.Resampling.BILINEAR)
+    whole, tiled = (
+        Segmenter(Model(path), Settings(short_side=100, probabilities=True, tile=tile, overlap=8))
+        for tile in (512, 64)
+    )
+    values = np.zeros((3, *tiled.answer_size(picture)), np.float32)
+    result = tiled.large(picture, values)
+    (expected,) = whole.small([picture])
+    assert values.shape == expected.probabilities.shape == (3, 300, 360)
+    assert (result.labels == expected.labels).mean() > 0.99
+    assert np.abs(values - expected.probabilities).mean() < 0.01
+
+
+@pytest.mark.parametrize("tile", [64, 512], ids=["tiles", "whole"])
+def test_an_answer_too_large_for_memory_is_made_smaller_and_enlarged(tmp_path, monkeypatch, tile):
+    monkeypatch.setattr(segment, "MOST_VALUES", 3 * 100 * 120 if tile == 512 else 3 * 64 * 64)
+    model = Model(make_model(tmp_path / "small.onnx", "probabilities", stride=4))
+    picture = Image.fromarray(tiny.picture(0)[0]).resize((240, 200), Image.Resampling.NEAREST)
+    segmenter = Segmenter(model, Settings(short_side=80, probabilities=True, tile=tile, overlap=8))
+    height, width = segmenter.answer_size(picture)
+    assert 80 < height <= 110
+    assert 96 < width <= 132
+    if tile == 512:
+        (result,) = segmenter.small([picture])
+        assert result.probabilities.shape == (3, height, width)
+    else:
+        result = segmenter.large(picture)
+    expected = np.asarray(Image.fromarray(tiny.picture(0)[1]).resize((240, 200), Image.Resampling.NEAREST))
+    assert result.labels.shape == (200, 240)
+    assert (result.labels == expected).mean() > 0.95
+
+
+def test_masks_of_a_data_set_and_strange_files_are_left_out_and_named(
+    labels_model, pictures, tmp_path, capsys
+):
+    root = tmp_path / "photos"
+    for name in ("images", "masks"):
+        shutil.copytree(pictures, root / name / "val")
+    for name in ("IMG_1.HEIC", "IMG_2.HEIC", "notes"):
+        (root / "images" / name).touch()
+    assert run(labels_model, root, "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == [f"images/val/{name}.png" for name in ("a", "b", "more/a")]
+    printed = capsys.readouterr().out
+    assert f"{root / 'masks'} is left out" in printed
+    assert "3 files are left out" in printed
+    assert "1 without a suffix, 2 .HEIC" in printed
+    assert run(labels_model, root / "masks", "--out", tmp_path / "masks") == 0
+    assert files(tmp_path / "masks") == [f"val/{name}.png" for name in ("a", "b", "more/a")]
+
+
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 40\n%%EndComments\n(x) print\n"
 
 
@@ -259,7 +325,9 @@ def test_a_picture_beyond_pillows_own_limit_is_read(labels_model, tmp_path, monk
     [
         (["nothing.png"], "found nothing at nothing.png"),
         (["*.nothing"], "holds none"),
-        ([".", "--tile", "8"], "tiles must be at least 32 pixels"),
+        ([".", "--tile", "8"], "--tile expects tiles of at least 32 pixels"),
+        ([".", "--tile", "64", "--overlap", "17"], "--overlap expects 0 to a quarter of --tile 64"),
+        ([".", "--threads", "-1"], "--threads expects 0 to"),
         ([".", "--scales", "0"], "--scales expects factors from 0.1 to 4"),
         ([".", "--opacity", "2"], "--opacity expects a number from 0 to 1"),
         ([".", "--batch-size", "0"], "--batch-size expects at least 1"),
@@ -270,7 +338,7 @@ def test_a_command_line_that_cannot_work_is_refused(
     maps_model, pictures, monkeypatch, capsys, arguments, message
 ):
     monkeypatch.chdir(pictures)
-    assert run(maps_model, *arguments, "--out", "out") == 2
+    assert tiny.status(predict.main, [str(maps_model), *arguments, "--out", "out"]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """Videos: a folder of frames each, and an overlay."""
 
+import shutil
 import struct
 import sys
 
@@ -52,6 +53,14 @@ def test_a_video_becomes_a_folder_of_frames_and_an_overlay(labels_model, video, 
     assert (read(out / "clip/000002.png") == tiny.picture(2)[1]).mean() > 0.9
     assert run(labels_model, out / "clip/overlay.mp4", "--out", tmp_path / "again") == 0
     assert len(files(tmp_path / "again")) == 3
+
+
+def test_frames_of_an_earlier_longer_video_are_named(labels_model, video, tmp_path, capsys):
+    assert run(labels_model, video, "--out", tmp_path / "out") == 0
+    assert run(labels_model, video, "--out", tmp_path / "out") == 0
+    shutil.copy(tmp_path / "out/clip/000000.png", tmp_path / "out/clip/000003.png")
+    assert run(labels_model, video, "--out", tmp_path / "out") == 1
+    assert "holds 1 of an earlier, longer video, from 000003.png on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tile", [32, 64], ids=["tiles", "whole"])

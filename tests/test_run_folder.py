@@ -38,13 +38,22 @@ def taken(*arguments):
 NEWEST = ["last.ckpt", "step-2.ckpt", "step-1.ckpt"]
 
 
-@pytest.mark.parametrize("made", [None, "folder", "config"])
+@pytest.mark.parametrize("made", [None, "folder", "run"])
 def test_auto_begins_a_run_where_there_is_none(tmp_path, made):
     if made:
         (tmp_path / "run").mkdir()
-    if made == "config":
-        (tmp_path / "run" / "config.yaml").touch()
+    if made == "run":  # that never came to a checkpoint
+        for name in ("run.json", "config.yaml"):
+            (tmp_path / "run" / name).touch()
     assert run_folder(config(tmp_path / "run", "--run.resume=auto")) == (tmp_path / "run", [])
+
+
+@pytest.mark.parametrize("options", [[], ["--run.resume=auto"]])
+def test_a_configuration_that_no_run_wrote_is_not_replaced(tmp_path, options):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"holds a config\.yaml that no run wrote"):
+        run_folder(config(tmp_path, *options))
+    assert run_folder(config(tmp_path, *options, "--run.overwrite=true")) == (tmp_path, [])
 
 
 def test_auto_goes_on_with_the_newest(folder):
@@ -81,7 +90,8 @@ class TestUnderTorchrunWithRestarts:
         new, path = tmp_path / "new", folder / "checkpoints" / "step-1.ckpt"
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]
         new.mkdir()
-        (new / "config.yaml").touch()
+        for name in ("run.json", "config.yaml"):
+            (new / name).touch()
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         assert taken(new, f"--run.resume={path}") == ["step-1.ckpt"]  # it had not come to a checkpoint
         save_last(new / "checkpoints", {"step": 7}, keep=1)

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from pseudoseg_fast import visualize
+from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import Sample
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -27,12 +28,26 @@ def test_a_masks_own_palette_is_used_if_it_tells_the_classes_apart(tmp_path):
     image = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
     image.putpalette([9, 9, 9, *RED] + [7] * 762)
     image.save(tmp_path / "p.png")
-    assert visualize.mask_palette(tmp_path / "p.png", 3).tolist() == [[9, 9, 9], [*RED], [7, 7, 7]]
-    assert np.array_equal(visualize.mask_palette(tmp_path / "p.png", 4, 0), visualize.palette(4, 0))
+    assert visualize.mask_palette(tmp_path / "p.png", Labels(3)).tolist() == [[9, 9, 9], [*RED], [7, 7, 7]]
+    assert np.array_equal(visualize.mask_palette(tmp_path / "p.png", Labels(4), 0), visualize.palette(4, 0))
 
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "l.png")
-    assert np.array_equal(visualize.mask_palette(tmp_path / "l.png", 3), visualize.palette(3))
-    assert np.array_equal(visualize.mask_palette(None, 3), visualize.palette(3))
+    assert np.array_equal(visualize.mask_palette(tmp_path / "l.png", Labels(3)), visualize.palette(3))
+    assert np.array_equal(visualize.mask_palette(None, Labels(3)), visualize.palette(3))
+
+
+def test_the_colour_of_a_class_is_that_of_the_ids_which_mean_it(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([9, 9, 9, *RED, *GREEN] + [7] * 759)
+    image.save(tmp_path / "p.png")
+
+    def colors(**meaning):
+        return visualize.mask_palette(tmp_path / "p.png", Labels(2, **meaning)).tolist()
+
+    assert colors(reduce_zero_label=True) == [[*RED], [*GREEN]]
+    assert colors(label_map={0: 255, 1: 1, 2: 0}) == [[*GREEN], [*RED]]
+    assert colors(color_map={GREEN: 0, (1, 2, 3): 1, RED: 1}) == [[*GREEN], [1, 2, 3]]
+    assert colors(color_map={GREEN: 0, RED: 255}) == visualize.palette(2).tolist()
 
 
 def test_colorize_leaves_ignored_pixels_white():

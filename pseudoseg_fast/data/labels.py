@@ -59,7 +59,7 @@ class Labels:
     def __post_init__(self) -> None:
         """Refuse conversions that contradict each other or lead out of the classes."""
         if not 1 <= self.classes <= MAX_CLASSES:
-            raise ValueError(
+            raise DataError(
                 f"classes must be 1 to {MAX_CLASSES} (masks are 8-bit, 255 is ignored), got {self.classes}"
             )
         of_ids = [name for name in ("label_map", "layout_map", "reduce_zero_label") if getattr(self, name)]
@@ -85,9 +85,7 @@ class Labels:
             WrongIds: an id means neither a class nor ignored.
         """
         shape = ids.shape
-        label_map = self.label_map
-        if self.layout_map and fnmatch(str(path), self.map_only):
-            label_map = {**self.layout_map, **self.label_map}
+        label_map = self._map_of(path)
         if ids.dtype == np.uint8:
             present = np.flatnonzero(count_ids(ids))
         else:
@@ -126,6 +124,28 @@ class Labels:
                 + (", unless the mask was saved as JPEG, which invents colours" if len(strange) > 16 else "")
             )
         return table[places]
+
+    def colors(self, path: Path) -> list[Color | None]:
+        """Return the colour of each class: from ``color_map``, or from the palette of a mask file; None without one.
+
+        Where several colours or ids mean a class, the first of them counts.
+        """
+        found: dict[int | None, Color] = {}
+        for color, target in self.color_map.items():
+            found.setdefault(target, color)
+        if not self.color_map:
+            with Image.open(path) as image:
+                values = image.getpalette("RGB") or []
+            label_map = self._map_of(path)
+            for value, color in enumerate(zip(values[::3], values[1::3], values[2::3], strict=True)):
+                found.setdefault(self._target(value, label_map), color)
+        return [found.get(target) for target in range(self.classes)]
+
+    def _map_of(self, path: Path) -> Mapping[int, int]:
+        """Return what turns the ids of a file into class ids."""
+        if self.layout_map and fnmatch(str(path), self.map_only):
+            return {**self.layout_map, **self.label_map}
+        return self.label_map
 
     def _target(self, value: int, label_map: Mapping[int, int]) -> int | None:
         """Return the class id that an id in a file stands for, or None if it stands for nothing."""

@@ -2,81 +2,91 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from pseudoseg_fast.data.cache import SETTLED, Arrays, remember
-from pseudoseg_fast.data.lists import IMAGE_SUFFIXES
+from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, SHOWN, is_image
 from pseudoseg_fast.data.samples import Names
+from pseudoseg_fast.data.walk import walk
+
+logger = logging.getLogger(__name__)
 
 KEPT = 10_000
 """Folders of fewer files are walked each time."""
+NOTES = re.compile(
+    r"\.(txt|md|rst|pdf|html|jsonl?|geojson|xml|xmp|aae|csv|tsv|ya?ml|toml|ini|cfg|log|db|py|ipynb|sh|md5|sha256|"
+    r"tfw|jgw|pgw|wld)",
+    re.IGNORECASE,
+)
+"""Ends of what lies beside pictures, and nobody takes for one."""
 
 
 def list_pictures(folder: Path) -> Names:
     """Return the pictures below a folder, relative to it, with forward slashes, sorted.
 
+    A warning says how many files have suffixes that are not read, but for those of ``NOTES``.
+
     Large folders are walked once for all processes and runs, see :mod:`pseudoseg_fast.data.cache`; what is kept holds
     while none of the folders in it has changed, which adding, removing and renaming files does.
     """
-    start = len(str(folder).rstrip(os.sep)) + 1
-
-    def pictures(paths: Iterator[str]) -> Iterator[str]:
-        return (
-            path[start:].replace(os.sep, "/")
-            for path in paths
-            if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-        )
-
     first = list(islice(walk(folder), KEPT))
     if len(first) < KEPT:
-        return Names.of(sorted(pictures(iter(first))))
+        names, unread = _sort_out(first, folder)
+        _warn(folder, unread)
+        return names
 
     def find() -> Arrays:
         began = time.time_ns()
         folders: dict[str, int] = {}
-        names = Names.of(sorted(pictures(walk(folder, folders))))
+        names, unread = _sort_out(walk(folder, folders), folder)
         return {
             "names": names.data,
+            "suffixes": Names.of(unread).data,
+            "counts": np.array([*unread.values()], np.int64),
             "folders": Names.of(folders).data,
             "changed": np.array([*folders.values()], np.int64),
             "began": np.array(began),
         }
 
-    return Names(remember("pictures", str(folder), _unchanged, find)["names"])
+    known = remember("files", str(folder), _unchanged, find)  # "pictures" had no suffixes
+    _warn(folder, Counter(dict(zip(Names(known["suffixes"]), known["counts"].tolist(), strict=True))))
+    return Names(known["names"])
 
 
-def walk(folder: Path, folders: dict[str, int] | None = None) -> Iterator[str]:
-    """Yield the paths of the files below a folder, hidden ones aside; links are followed, but not in circles.
+def _sort_out(paths: Iterable[str], folder: Path) -> tuple[Names, Counter[str]]:
+    """Return the pictures among the files below a folder, and how many of the others have which suffix."""
+    start = len(str(folder).rstrip(os.sep)) + 1
+    names: list[str] = []
+    unread: Counter[str] = Counter()
+    for path in paths:
+        if is_image(path):
+            names.append(path[start:].replace(os.sep, "/"))
+        elif not NOTES.fullmatch(suffix := os.path.splitext(path)[1]):
+            unread[suffix] += 1
+    return Names.of(sorted(names)), unread
 
-    Args:
-        folder: where to begin.
-        folders: gets the time of change, in nanoseconds, of each folder, as it was before it was read.
-    """
-    pending = [(str(folder), frozenset[tuple[int, int]]())]
-    while pending:
-        path, above = pending.pop()
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in above:
-            continue
-        above |= {(status.st_dev, status.st_ino)}
-        if folders is not None:
-            folders[path] = status.st_mtime_ns
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, above))
-                elif (
-                    entry.is_file() or entry.is_symlink()
-                ):  # no pipes; a broken link is a file that cannot be read
-                    yield entry.path
+
+def _warn(folder: Path, unread: Counter[str]) -> None:
+    """Say what is not read."""
+    if unread:
+        kinds = [f"{suffix or 'none'} ({count})" for suffix, count in unread.most_common(SHOWN)]
+        logger.warning(
+            "%d files below %s are left out, since their suffixes are not read: %s%s; expected %s",
+            unread.total(),
+            folder,
+            ", ".join(kinds),
+            ", ..." if len(unread) > SHOWN else "",
+            ", ".join(sorted(IMAGE_SUFFIXES)),
+        )
 
 
 def _unchanged(arrays: Arrays) -> bool:

@@ -1,8 +1,9 @@
 """Lists of samples and class names: the text files that describe a data set.
 
 A list has one sample a line: an image, and for labelled samples its mask, both relative to the data set's root. Columns
-are separated by tabs where a line has one, else by spaces. Blank lines and lines that start with ``#`` are skipped.
-Where a layout has found the pictures, a line may name one in any way that is plain: an id, a stem, the end of its path.
+are separated by tabs where a line has one, else by spaces, unless these belong to a picture's name. Blank lines and
+lines that start with ``#`` are skipped. Where a layout has found the pictures, a line may name one in any way that is
+plain: an id, a stem, the end of its path.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Index:
     """Finds samples by what published lists call them.
 
     Args:
-        samples: what a layout has found.
+        samples: what a layout has found, as often as one goes through it.
         image_end: end of the pictures' stems that lists may leave out.
     """
 
@@ -141,9 +142,17 @@ class Index:
                 return found
         return []
 
+    def masks(self) -> set[Path]:
+        """Return the masks of the samples."""
+        return {sample.mask for sample in self.samples if sample.mask is not None}
+
     def _key(self, name: str) -> str:
-        stem, suffix = os.path.splitext(name)
-        return (stem if suffix.lower() in IMAGE_SUFFIXES else name).removesuffix(self.image_end)
+        return (os.path.splitext(name)[0] if is_image(name) else name).removesuffix(self.image_end)
+
+
+def is_image(name: str) -> bool:
+    """Say whether a name ends as those of the pictures and masks do that are read."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_list(
@@ -176,7 +185,7 @@ def read_list(
     replaced = 0
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
-        image, mask = _columns(line, masks, where)
+        image, mask = _columns(line, root, index, where)
         sample = _picture(root, image, index, where)
         sample = (
             sample._replace(mask=None)
@@ -188,8 +197,9 @@ def read_list(
         samples.append(sample)
     if missing:
         raise DataError(
-            f"missing files in {path}: {len(missing)}; its paths are relative to the root {root}, names with spaces "
-            f"need tabs between the columns, and bare ids a --data.layout:\n{shorten(missing)}"
+            f"missing files in {path}: {len(missing)}; expected 'image mask' or 'image' a line, paths relative to the "
+            f"root {root}, a tab between columns where names have spaces, and a --data.layout for bare ids:\n"
+            f"{shorten(missing)}"
         )
     if not samples:
         raise DataError(f"{path} is empty; expected one sample a line")
@@ -254,35 +264,41 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _columns(line: str, masks: str, where: str) -> tuple[str, str | None]:
-    """Split a line into image and mask; the mask is None when masks are ignored or the line has none."""
-    columns = [column.strip() for column in line.split("\t")] if "\t" in line else line.split()
-    columns = [column for column in columns if column]
-    if len(columns) > 2:
-        raise DataError(
-            f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}; "
-            "separate the columns by a tab when names have spaces, and end a single one with a tab"
-        )
-    return columns[0], columns[1] if len(columns) == 2 and masks != "ignored" else None
+def _columns(line: str, root: Path, index: Index, where: str) -> tuple[str, str | None]:
+    """Split a line into image and mask; the mask is None where the line has none.
+
+    Without a tab two words that are both files are image and mask. Else a space may be part of a name: the line as a
+    whole counts, unless it is no picture, and the second word is a file or both end as pictures and masks do.
+    """
+    if "\t" in line:
+        columns = [column for column in map(str.strip, line.split("\t")) if column]
+        if len(columns) > 2:
+            raise DataError(
+                f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}"
+            )
+        return columns[0], columns[1] if len(columns) == 2 else None
+    whole, words = line.strip(), line.split()
+    if len(words) == 2:
+        image, mask = (path is not None and path.is_file() for path in (_below(root, word) for word in words))
+        likely = mask or all(map(is_image, words))
+        if (image and mask) or (likely and not _picture(root, whole, index, where).image.is_file()):
+            return words[0], words[1]
+    return whole, None
 
 
 def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
-    """Return the sample that the first column of a line means, without its mask where the line is a path."""
-    try:
+    """Return the sample that a text means, without its mask where the text is a path; one without a file if none."""
+    path = _below(root, text)
+    if path is None or not path.is_file():
+        found = index.find(text)
+        if len(found) > 1:
+            raise DataError(
+                f"{where}: {text} may be {', '.join(sample.name for sample in found[:3])}; expected more of its path"
+            )
+        if found:
+            return found[0]
         path = _inside(root, text, where)
-    except DataError:
-        if index.find(text):
-            path = root / text.strip("/")
-        else:
-            raise
-    if path.is_file():
-        return Sample(path.relative_to(root).as_posix(), path)
-    found = index.find(text)
-    if len(found) > 1:
-        raise DataError(
-            f"{where}: {text} may be {', '.join(sample.name for sample in found[:3])}; expected more of its path"
-        )
-    return found[0] if found else Sample(path.relative_to(root).as_posix(), path)
+    return Sample(path.relative_to(root).as_posix(), path)
 
 
 def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where: str, masks: str) -> Sample:
@@ -301,11 +317,18 @@ def _with_mask(sample: Sample, mask: str | None, root: Path, index: Index, where
 
 def _inside(root: Path, text: str, where: str) -> Path:
     """Return the file that ``text`` names below ``root``; links are followed, ``..`` must not lead out."""
-    path = Path(os.path.normpath(os.path.join(root, text)))
-    if not path.is_relative_to(root):
-        # Many published lists begin their paths with a slash; what such a path names may be missing.
-        path = Path(os.path.normpath(root / text.lstrip("/")))
-        below = text.startswith("/") and path.is_relative_to(root)
-        if not (below and (path.exists() or not os.path.exists(text))):
-            raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
+    path = _below(root, text)
+    if path is None:
+        raise DataError(f"{where}: {text} leaves the root {root}; expected a path relative to it")
     return path
+
+
+def _below(root: Path, text: str) -> Path | None:
+    """Return the file that ``text`` names below ``root``, or None where it names one elsewhere."""
+    path = Path(os.path.normpath(os.path.join(root, text)))
+    if path.is_relative_to(root):
+        return path
+    # Many published lists begin their paths with a slash; what such a path names may be missing.
+    path = Path(os.path.normpath(root / text.lstrip("/")))
+    below = text.startswith("/") and path.is_relative_to(root)
+    return path if below and (path.exists() or not os.path.exists(text)) else None

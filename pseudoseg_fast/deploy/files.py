@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from pseudoseg_fast.data.listing import walk
 from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, shorten
+from pseudoseg_fast.data.walk import walk
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
 
@@ -32,11 +33,26 @@ class Job(NamedTuple):
         return self.source.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> list[Job]:
+class Found(NamedTuple):
+    """What was found to segment, and what was not taken.
+
+    Attributes:
+        jobs: pictures and videos.
+        masks: folders that hold the masks of a data set whose root was given.
+        others: number of other files in the folders that were given, by suffix.
+    """
+
+    jobs: list[Job]
+    masks: list[Path]
+    others: Counter[str]
+
+
+def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> Found:
     """Find the pictures and videos that files, folders and globs name.
 
     A folder is searched through, and its results keep their places below it, and those of a glob theirs below the part
-    before its first wildcard. A file's result is named after the file.
+    before its first wildcard. A file's result is named after the file. Where a folder has ``images`` and ``masks``, as
+    a data set's root does, the latter are left out.
 
     Args:
         inputs: as given on the command line.
@@ -47,8 +63,11 @@ def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> list
         ValueError: an input names nothing, or two results would have one name, or one would replace an input.
     """
     jobs: dict[Path, Job] = {}
+    masks, others = [], Counter[str]()
     for given in inputs:
-        found = list(_find(given, out))
+        if all((Path(given) / name).is_dir() for name in ("images", "masks")):
+            masks.append(Path(given) / "masks")
+        found = list(_find(given, [out, *masks], others))
         if not found:
             raise ValueError(
                 f"expected pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) or videos in every INPUT; {given} holds none"
@@ -58,27 +77,37 @@ def find_jobs(inputs: Sequence[str], out: Path, suffixes: Sequence[str]) -> list
                 Path(os.path.abspath(source)), Job(source, PurePosixPath(relative).with_suffix(""))
             )
     _check_names(list(jobs.values()), out, suffixes)
-    return list(jobs.values())
+    return Found(list(jobs.values()), masks, others)
 
 
-def _find(given: str, out: Path) -> Iterator[tuple[Path, str]]:
-    """Yield files and their paths relative to what was given."""
-    path, inside = Path(given), Path(os.path.abspath(out))
+def _find(given: str, left_out: Sequence[Path], others: Counter[str]) -> Iterator[tuple[Path, str]]:
+    """Yield files and their paths relative to what was given.
+
+    Args:
+        given: a file, folder or glob.
+        left_out: folders that are not searched.
+        others: gets the files of a folder that are neither pictures nor videos, by suffix.
+    """
+    path = Path(given)
+    inside = [Path(os.path.abspath(folder)) for folder in left_out]
     if path.is_dir():
-        below = inside if Path(os.path.abspath(path)) in inside.parents else None
+        below = [folder for folder in inside if Path(os.path.abspath(path)) in folder.parents]
         for name in sorted(walk(path)):
-            ours = below is not None and Path(os.path.abspath(name)).is_relative_to(below)
-            if _is_known(name) and not ours:
+            if any(Path(os.path.abspath(name)).is_relative_to(folder) for folder in below):
+                continue
+            if _is_known(name):
                 yield Path(name), Path(name).relative_to(path).as_posix()
+            else:
+                others[Path(name).suffix] += 1
     elif path.is_file():
         yield path, path.name
     elif glob.has_magic(given):
         parts = path.parts
         fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
         base = Path(*parts[:fixed])
-        searched = Path(os.path.abspath(base)) in inside.parents
+        below = [folder for folder in inside if Path(os.path.abspath(base)) in folder.parents]
         for match in sorted(glob.glob(given, recursive=True)):
-            if searched and Path(os.path.abspath(match)).is_relative_to(inside):
+            if any(Path(os.path.abspath(match)).is_relative_to(folder) for folder in below):
                 continue
             if Path(match).is_file() and _is_known(match):
                 yield Path(match), Path(os.path.relpath(match, base)).as_posix()

@@ -38,7 +38,7 @@ class Model:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no model, or not one of this program.
+        ValueError: the file is no model, or not one of this program; there are fewer processors than threads.
         RuntimeError: this ONNX Runtime cannot use the device.
     """
 
@@ -46,6 +46,9 @@ class Model:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"expected an exported model such as model.onnx, found no file {path}")
+        most = os.cpu_count() or 1
+        if not 0 <= threads <= most:
+            raise ValueError(f"--threads expects 0 to {most}, the number of processors, got {threads}")
         wanted = _provider(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
@@ -56,9 +59,14 @@ class Model:
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class of their own
-            reason = str(error).splitlines()[0]
+            advice = (
+                "; a checkpoint becomes one by python -m pseudoseg_fast.export --checkpoint FILE"
+                if path.suffix == ".ckpt"
+                else ""
+            )
             raise ValueError(
-                f"{path} cannot be loaded as an ONNX model, it is damaged or of another kind: {reason}"
+                f"{path} cannot be loaded as an ONNX model, it is damaged or of another kind: "
+                f"{str(error).splitlines()[0]}{advice}"
             ) from error
         self.provider = self._session.get_providers()[0]
         if self.provider != wanted and device != "auto":

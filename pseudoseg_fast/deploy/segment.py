@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,11 @@ from PIL import Image
 from pseudoseg_fast.data.decode import to_mode
 from pseudoseg_fast.deploy.model import Maps, Model, Pixels
 from pseudoseg_fast.deploy.pictures import Picture, to_pixels
-from pseudoseg_fast.deploy.tiles import Answers, Span, check_tiles, spans, stitch
+from pseudoseg_fast.deploy.tiles import Answers, Span, check_tiles, enlarged, spans, stitch
 
 Size = tuple[int, int]
+MOST_VALUES = 2**28
+"""How many values, of classes x height x width, the model is made to hold for one picture or tile: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Settings:
         flip: average with the answer to the mirrored picture.
         scales: average the answers to the picture at these sizes.
         tile: pictures larger than this many pixels on a side are cut into tiles of at most this side.
-        overlap: pixels that neighbouring tiles share at least.
+        overlap: pixels that neighbouring tiles share at least; None: an eighth of a tile.
         batch_size: pictures or tiles in one run of the model.
         short_side: resize pictures first so that their shorter side has this many pixels; None: never.
         probabilities: answer them, not only class ids.
@@ -37,14 +40,14 @@ class Settings:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     tile: int = 1024
-    overlap: int = 128
+    overlap: int | None = None
     batch_size: int = 4
     short_side: int | None = None
     probabilities: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        check_tiles(self.tile, self.overlap)
+        check_tiles(self.tile, self.shared)
         if not self.scales or not all(0.1 <= scale <= 4 for scale in self.scales):
             raise ValueError(
                 f"--scales expects factors from 0.1 to 4, got {' '.join(map(str, self.scales)) or 'none'}"
@@ -54,6 +57,11 @@ class Settings:
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"--short-side expects at least 1 pixel, got {self.short_side}")
 
+    @property
+    def shared(self) -> int:
+        """Pixels that neighbouring tiles share at least."""
+        return self.tile // 8 if self.overlap is None else self.overlap
+
 
 @dataclass
 class Result:
@@ -61,8 +69,7 @@ class Result:
 
     Attributes:
         labels: class ids uint8 [H, W], at the picture's size.
-        probabilities: [C, h, w] in 0..1, or None unless asked for; at the picture's size, but for a picture that was
-            shrunk to ``short_side`` and is larger than a tile, at the shrunken one.
+        probabilities: [C, h, w] in 0..1, or None unless asked for; at the size of :meth:`Segmenter.answer_size`.
     """
 
     labels: Pixels
@@ -101,16 +108,39 @@ class Segmenter:
         """Tell whether a picture is cut into tiles."""
         return max(self.working_size(picture)) > self.settings.tile
 
+    def answer_size(self, picture: Picture) -> Size:
+        """Return height and width at which a picture is answered: its own, so that nothing need be enlarged.
+
+        It is smaller where the answer to the picture, or to one of its tiles, would hold more than ``MOST_VALUES``, but
+        not smaller than the size at which the picture is seen.
+        """
+        seen, full = self.working_size(picture), (picture.height, picture.width)
+        if self.is_large(picture) and full[0] < seen[0]:
+            return seen
+        # Of the picture, the share that is answered at a time.
+        share = math.prod(rows[0].stop / rows[-1].stop for rows in self._tiles(seen))
+        factor = math.sqrt(MOST_VALUES / (len(self.model.metadata.classes) * share * math.prod(full)))
+        if factor >= 1:
+            return full
+        height, width = (max(least, int(most * factor)) for least, most in zip(seen, full, strict=True))
+        return height, width
+
     def group_key(self, picture: Picture) -> tuple[Size, Size]:
         """Return what pictures of one batch have in common: the sizes at which they are seen and answered."""
-        seen = self.working_size(picture)
-        full = picture.height, picture.width
-        limit = max(self.settings.tile**2, seen[0] * seen[1])
-        return seen, full if full[0] * full[1] <= limit else seen
+        return self.working_size(picture), self.answer_size(picture)
 
     def small(self, pictures: Sequence[Picture]) -> list[Result]:
-        """Segment pictures of one ``group_key``, none of them large, in one run."""
+        """Segment pictures of one ``group_key``, none of them large."""
         seen, size = self.group_key(pictures[0])
+        most = self._batch_size(size)
+        return [
+            result
+            for first in range(0, len(pictures), most)
+            for result in self._together(pictures[first : first + most], seen, size)
+        ]
+
+    def _together(self, pictures: Sequence[Picture], seen: Size, size: Size) -> list[Result]:
+        """Segment pictures in one run."""
         images = np.stack([self._pixels(picture, seen) for picture in pictures])
         answers = self._answer(images, size)
         results = []
@@ -128,24 +158,39 @@ class Segmenter:
 
         Args:
             picture: in any mode; tiles are cut from it before they are turned into pixels.
-            probabilities: array [C, h, w] of the working size to fill, such as a file mapped into memory.
+            probabilities: array [C, h, w] of the answer's size to fill, such as a file mapped into memory.
         """
-        settings = self.settings
-        seen = self.working_size(picture)
+        seen, size = self.group_key(picture)
         source = self._resize(picture, seen) if seen != (picture.height, picture.width) else picture
-        rows, columns = (spans(side, settings.tile, settings.overlap) for side in seen)
+        tiles = self._tiles(seen)
+        rows, columns = (enlarged(parts, side) for parts, side in zip(tiles, size, strict=True))
+        seen_rows, seen_columns = (
+            dict(zip(answered, parts, strict=True))
+            for answered, parts in zip((rows, columns), tiles, strict=True)
+        )
+        part_size = rows[0].stop, columns[0].stop
 
         def answer(places: list[tuple[Span, Span]]) -> Answers:
-            tiles = np.stack([self._tile(source, row, column) for row, column in places])
-            return self._answer(tiles, tiles.shape[2:])
+            pixels = [self._tile(source, seen_rows[row], seen_columns[column]) for row, column in places]
+            return self._answer(np.stack(pixels), part_size)
 
-        labels = np.empty(seen, np.uint8)
-        for top, left, values in stitch(rows, columns, answer, settings.batch_size):
+        labels = np.empty(size, np.uint8)
+        for top, left, values in stitch(rows, columns, answer, self._batch_size(part_size)):
             part = (slice(top, top + values.shape[-2]), slice(left, left + values.shape[-1]))
             labels[part] = values if values.ndim == 2 else values.argmax(0)
             if probabilities is not None:
                 probabilities[:, part[0], part[1]] = values
         return Result(_enlarge(labels, picture), probabilities)
+
+    def _tiles(self, seen: Size) -> tuple[list[Span], list[Span]]:
+        """Return the rows and the columns of the tiles of a picture that is seen at a size."""
+        rows, columns = (spans(side, self.settings.tile, self.settings.shared) for side in seen)
+        return rows, columns
+
+    def _batch_size(self, size: Size) -> int:
+        """Return how many pictures or tiles, each answered at a size, go into one run."""
+        values = len(self.model.metadata.classes) * math.prod(size)
+        return max(1, min(self.settings.batch_size, MOST_VALUES // values))
 
     def _answer(self, images: Pixels, size: Size) -> Answers:
         """Return class ids [B, *size], or probabilities [B, C, *size] where the model has them."""

@@ -41,9 +41,11 @@ def check_tiles(tile: int, overlap: int) -> None:
 
     So no more than two tiles meet at any pixel of a side.
     """
-    if tile < 32 or not 0 <= overlap <= tile // 4:
+    if tile < 32:
+        raise ValueError(f"--tile expects tiles of at least 32 pixels, got {tile}")
+    if not 0 <= overlap <= tile // 4:
         raise ValueError(
-            f"tiles must be at least 32 pixels and overlap by 0 to a quarter of it, got {tile} and {overlap}"
+            f"--overlap expects 0 to a quarter of --tile {tile}, which is {tile // 4} pixels, got {overlap}"
         )
 
 
@@ -54,6 +56,20 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     count = math.ceil((length - overlap) / (tile - overlap))
     side = math.ceil((length + (count - 1) * overlap) / count)
     starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
+    return [Span(start, start + side) for start in starts]
+
+
+def enlarged(parts: Sequence[Span], length: int) -> list[Span]:
+    """Return the places of tiles in an answer of another, larger size.
+
+    Args:
+        parts: from :func:`spans`.
+        length: of the answer's side.
+    """
+    if len(parts) == 1:
+        return [Span(0, length)]
+    side = math.ceil((parts[0].stop - parts[0].start) * length / parts[-1].stop)
+    starts = [round(index * (length - side) / (len(parts) - 1)) for index in range(len(parts))]
     return [Span(start, start + side) for start in starts]
 
 
