@@ -38,7 +38,7 @@ from pseudoseg_fast.data.sets import (
     read_labels,
     read_others,
 )
-from pseudoseg_fast.data.shards import are_shards, expand
+from pseudoseg_fast.data.shards import ShardSamples, are_shards, expand
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS
 from pseudoseg_fast.stop import end_quietly
@@ -107,7 +107,7 @@ def read_sets(
     masked = apart_from(val, tree.labeled)
     labeled = read(config.labeled, masked, lambda path: read_list(path, root, index=index))
     rest = tree.without(val if config.reuse_labeled else [*labeled, *val], root)
-    unlabeled = read(config.unlabeled, rest, lambda path: read_others(config, root, index, val))
+    unlabeled = read(config.unlabeled, rest, lambda path: read_others(config, root, index, val, labeled))
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
     if not val and not config.val:
@@ -120,7 +120,7 @@ def read_sets(
         others: list[Sample] = []
     else:
         others = [sample._replace(mask=None) for sample in unlabeled]
-        pool = pack(root, others)
+        pool = unlabeled if isinstance(unlabeled, ShardSamples) else pack(root, others)
     return {"labelled": [*labeled], "unlabelled": others, "val": [*val]}, pool
 
 
@@ -152,7 +152,7 @@ def find_channels(samples: Sequence[Sample]) -> int | None:
     for sample in spread(samples):
         with contextlib.suppress(DataError):
             numbers.add(describe_file(sample.image).channels)
-    return numbers.pop() if len(numbers) == 1 and not numbers & {1, 3, 4} else None
+    return numbers.pop() if len(numbers) == 1 and not numbers & {1, 3} else None
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
@@ -202,7 +202,8 @@ def check(
         saved: the channels are written for training, which needs no word about them then.
 
     Returns:
-        Channels, mean and standard deviation of the training pictures for the configuration of a model.
+        Channels, and unless they are three also mean and standard deviation, of the training pictures for the
+        configuration of a model.
 
     Raises:
         DataError: the folder, the layout or the names of the classes cannot be read.
@@ -218,6 +219,12 @@ def check(
             raise
         report.errors.append(str(error))
         labels = conversion(config, root, tree, MAX_CLASSES)
+    if classes:
+        try:
+            background_class(config.background, classes)
+        except DataError as error:
+            report.errors.append(str(error))
+            config = dataclasses.replace(config, background="auto")
     sets, pool = read_sets(config, root, tree, report)
     every = [sample for part in sets.values() for sample in part]
     if every and not fixed and (found := find_channels(every)) not in (None, channels):
@@ -267,19 +274,18 @@ def check(
             "training pictures and can teach nothing; their standard deviation is taken to be 1"
         )
         std = np.where(constant, 1.0, std).tolist()
-    report.notes.append(
-        f"training pictures have --model.mean {mean} --model.std {std}"
-        + (
-            "; pretrained encoders want those that they were trained with, which are the default"
-            if channels == 3
-            else ""
-        )
-    )
-    if config.white is None and any(map(is_dark, (one for part in scans.values() for one in part))):
+    note = f"training pictures have --model.mean {mean} --model.std {std}"
+    if channels == 3:
+        note += "; pretrained encoders want those that they were trained with, which are the default"
+        note += ", and --save leaves it at that" if saved else ""
+    report.notes.append(note)
+    dark = config.white is None and any(map(is_dark, (one for part in scans.values() for one in part)))
+    if dark:
         report.warnings.append(
             "with --data.white mean and standard deviation are others: run check again with it"
-            + ("; they are not saved" if saved else "")
+            + ("; they are not saved" if saved and channels != 3 else "")
         )
+    if dark or channels == 3:
         return {"in_channels": channels}
     return {"in_channels": channels, "mean": mean, "std": std}
 
@@ -290,7 +296,7 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
     Args:
         path: the new file.
         config: the data set; its root is made absolute, and so are files named from the working directory.
-        model: channels, and perhaps mean and standard deviation.
+        model: channels, and where they are not three perhaps mean and standard deviation.
 
     Raises:
         ValueError: the file is there already.
@@ -355,7 +361,8 @@ def main(arguments: list[str] | None = None) -> int:
         type=str,
         metavar="FILE",
         help="where to write, for --config of training, the data options that say what the set is (root, layout, "
-        "lists, classes, tags, masks, white) and the pictures' channels, mean and standard deviation",
+        "lists, classes, tags, masks, white) and the pictures' channels, with mean and standard deviation unless they "
+        "are three, for which the default is that of pretrained encoders",
     )
     arguments = sys.argv[1:] if arguments is None else arguments
     config, own = parse(parser, arguments)

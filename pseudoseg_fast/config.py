@@ -182,7 +182,9 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must be positive and finite, got {value}")
         for name in ("encoder_lr", "sgc_lr", "weight_decay", "power", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"optim.{name} must not be negative and must be finite, got {getattr(self, name)}")
+                raise ValueError(
+                    f"optim.{name} must not be negative and must be finite, got {getattr(self, name)}"
+                )
 
 
 @dataclass

@@ -139,7 +139,7 @@ def _train_loader(
         "generator": torch.Generator(),  # the loader draws a seed: not from the generator that a run saves
     }
     if isinstance(samples, Stream):
-        streamed = StreamDataset(dataset, mix(seed, start * passes), rank, world_size)
+        streamed = StreamDataset(dataset, mix(seed, start * passes), rank, world_size, tagged=data.tags)
         return DataLoader(streamed, batch_size, **options)
     sampler = StepSampler(
         len(dataset),

@@ -1,7 +1,9 @@
 """The checker names each kind of damage with its file and what to do, and its figures are right."""
 
+import json
 import logging
 import os
+import re
 import shutil
 
 import numpy as np
@@ -33,14 +35,16 @@ def test_a_sound_set(root, tmp_path, capsys):
     with Image.open(tmp_path / "check.png") as picture:
         assert picture.width > 3 * 192
 
-    values = yaml.safe_load((tmp_path / "data.yaml").read_text())
-    assert values["data"] == {"root": str(root)}
+    mean, std = re.search(r"--model.mean (\[.*\]) --model.std (\[.*\]);", printed).groups()
     red = np.array([0, 10, 20, 30]) / 255
-    assert values["model"]["mean"] == pytest.approx([red.mean(), 101.5 / 255, 253.5 / 255], abs=1e-4)
-    assert values["model"]["std"] == pytest.approx([red.std(), red.std() / 10, red.std() / 10], abs=1e-4)
+    assert json.loads(mean) == pytest.approx([red.mean(), 101.5 / 255, 253.5 / 255], abs=1e-4)
+    assert json.loads(std) == pytest.approx([red.std(), red.std() / 10, red.std() / 10], abs=1e-4)
+    assert "which are the default, and --save leaves it at that" in printed
+    values = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert values == {"data": {"root": str(root)}, "model": {"in_channels": 3}}
     config = parse_config(["--config=small", f"--config={tmp_path / 'data.yaml'}"], "", "")
     assert config.data.crop_size == 256
-    assert config.model.mean == tuple(values["model"]["mean"])
+    assert config.model.mean is None  # ImageNet's, which the encoder was trained with
 
 
 def test_the_layout_is_named_with_its_reason(root, capsys):
@@ -192,6 +196,12 @@ FINDINGS = {
     "no classes": (no_classes, [], 1, ["expected the names of the classes", "masks hold the ids 0, 1, 255"]),
     "colours": (colours, [], 1, ["0.png is a colour picture (mode RGB)", "--data.color_map FILE"]),
     "absent class": (absent, [], 0, ["no labelled picture shows unicorn", "no val picture shows unicorn"]),
+    "background": (
+        None,
+        ["--data.background=2"],
+        1,
+        ["error: data.background expects a class id from 0 to 1", "samples: "],
+    ),
     "wrong list": (None, ["--data.val=none.txt"], 1, ["no file at"]),
     "channels": (None, ["--model.in_channels=5"], 1, ["0.png has 3 channels, expected 5"]),
     "no layout": (lambda root: (root / "images").rename(root / "x"), [], 1, ["none of the layouts"]),
@@ -262,10 +272,10 @@ def test_floating_point_numbers_need_a_white(root, capsys, values, expected):
 def test_a_channel_of_one_value_is_named_and_does_no_harm(root, tmp_path, capsys):
     for path in (root / "images").rglob("*.png"):
         save(path, np.full((4, 6, 3), (int(path.stem), 100 + int(path.stem), 0)))
-    status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
+    status, printed = run(capsys, root)
     assert status == 0
     assert "warning: channels 3 of 3 have one value in all training pictures" in printed
-    assert yaml.safe_load((tmp_path / "data.yaml").read_text())["model"]["std"][2] == 1
+    assert re.search(r"--model.std \[.*, 1.0\]", printed)
 
 
 def test_statistics_that_white_would_change_are_not_saved(root, tmp_path, capsys):

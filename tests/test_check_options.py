@@ -73,6 +73,23 @@ def test_channels_are_those_of_the_pictures(root, tmp_path, capsys):
     assert "the pictures have" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("extra", "channels"), [("unspecified", 4), ("unassalpha", 3)])
+def test_a_fourth_channel_that_is_no_alpha_is_found(root, tmp_path, capsys, extra, channels):
+    tifffile = pytest.importorskip("tifffile")
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        pixels = np.full((4, 6, 4), 10 * number, np.uint8)
+        tifffile.imwrite(path.with_suffix(".tif"), pixels, photometric="rgb", extrasamples=[extra])
+        path.unlink()
+    status, printed = run(capsys, root, f"--save={tmp_path / 'data.yaml'}")
+    assert status == 0, printed
+    assert ("the pictures have 4 channels, the configuration 3: --save writes 4" in printed) == (
+        channels == 4
+    )
+    model = yaml.safe_load((tmp_path / "data.yaml").read_text())["model"]
+    assert model["in_channels"] == channels
+    assert set(model) == ({"in_channels", "mean", "std"} if channels == 4 else {"in_channels"})
+
+
 def test_presets_and_saved_options_are_read(root, tmp_path, capsys):
     (root / "classes.txt").rename(root / "names.txt")
     saved = tmp_path / "data.yaml"
@@ -99,7 +116,7 @@ def test_what_describes_the_set_is_saved_and_nothing_else(root, tmp_path, capsys
     run(capsys, root, *preset, "--data.classes=classes.txt", f"--save={saved}")
     values = yaml.safe_load(saved.read_text())
     assert values["data"] == {"root": str(root), "classes": "classes.txt", **given}
-    assert set(values["model"]) == {"in_channels", "mean", "std"}
+    assert set(values["model"]) == {"in_channels"}
 
 
 def test_a_saved_configuration_finds_its_files_from_everywhere(root, tmp_path, monkeypatch, capsys):

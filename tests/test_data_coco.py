@@ -1,6 +1,7 @@
 """Masks drawn from COCO's annotation files."""
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pseudoseg_fast.config import DataConfig
-from pseudoseg_fast.data.layouts import coco_json
+from pseudoseg_fast.data.layouts import coco, coco_json
+from pseudoseg_fast.data.layouts.tree import class_names
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data
@@ -93,6 +95,14 @@ def test_instances_are_drawn_once(tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "cache" / "data").iterdir() if path.name.startswith(".")]
 
 
+def test_parts_of_fewer_than_three_points_cover_nothing(tmp_path):
+    arrange(tmp_path, [annotation(1, 47, [[5, 5, 7, 5], *box(1, 1, 2, 2), [4, 4], []])])
+    for path in (tmp_path / "annotations").iterdir():
+        masks = coco_json.instance_masks(path, tmp_path / "train2017")
+        with Image.open(masks.folder / "a b.png") as mask:
+            assert np.count_nonzero(np.asarray(mask) == CUP) == np.count_nonzero(mask) == 4
+
+
 def test_many_masks_are_drawn_by_many_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(coco_json, "_ALONE", 1)
     for split in ("train2017", "val2017"):
@@ -151,11 +161,33 @@ def test_panoptic_masks(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "match"),
     [
-        pytest.param([annotation(5, 47, [])], "annotation 5 has a box and no segmentation", id="boxes"),
         pytest.param(
-            [annotation(5, 4, box(0, 0, 1, 1))], "is no COCO annotation file: KeyError: 4", id="category"
+            [annotation(5, 47, []), annotation(6, 47, [])],
+            r"2 annotations cannot .*\n  annotation 5 has a box and no segmentation, in a b.jpg\n  annotation 6 ",
+            id="boxes",
         ),
-        pytest.param([annotation(5, 47, [[1, 2]])], "the mask a b.png cannot be drawn", id="polygon"),
+        pytest.param(
+            [annotation(5, 4, box(0, 0, 1, 1))],
+            "annotation 5 is of category 4, which is none of the file's things: 7, 47, 90, in a b.jpg",
+            id="category",
+        ),
+        pytest.param(
+            [annotation(5, 47, [[1, 2, 3, 4]])],
+            r"annotation 5 has the polygon \[1, 2, 3, 4\]; expected x, y of three points at least, in a b.jpg",
+            id="two points",
+        ),
+        pytest.param([annotation(5, 47, [[]])], r"annotation 5 has the polygon \[\];", id="no points"),
+        pytest.param([annotation(5, 47, [[[1, 2]] * 6])], r"annotation 5 has the polygon", id="pairs"),
+        pytest.param(
+            [annotation(5, 47, {"size": [8, 6], "counts": [48]})],
+            r"annotation 5 is drawn on \[8, 6\] pixels, its picture has \[6, 8\], in a b.jpg",
+            id="other size",
+        ),
+        pytest.param(
+            [annotation(5, 47, {"size": [6, 8], "counts": ["x"]})],
+            "the mask a b.png cannot be drawn",
+            id="run",
+        ),
         pytest.param([{"id": 5}], "is no COCO annotation file: KeyError: 'image_id'", id="keys"),
     ],
 )
@@ -164,6 +196,96 @@ def test_wrong_annotations(tmp_path, annotations, match):
     with pytest.raises(DataError, match=match):
         read_data(DataConfig(str(tmp_path)))
     assert not list((tmp_path / "cache" / "data").glob("masks-*[!k]"))
+
+
+LISTED = [
+    {"id": number, "file_name": name, "height": 6, "width": 8}
+    for number, name in enumerate(("unknown.jpg", "a b.jpg"))
+]
+
+
+def test_pictures_that_nobody_has_annotated_are_unlabelled(tmp_path, caplog):
+    """As the tools list them for annotators; on the second start, too, where the masks are there already."""
+    for split in ("train", "val"):
+        arrange(tmp_path, SHAPES[:2], split, images=LISTED)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            data = read_data(DataConfig(str(tmp_path)))
+        assert [sample.name for sample in data.labeled] == ["train/a b.jpg"]
+        assert [sample.name for sample in data.unlabeled] == ["train/unknown.jpg"]
+        assert [sample.name for sample in data.val] == ["val/a b.jpg"]
+        assert "1 of the 2 pictures that" in caplog.text
+        assert "annotate any part of it with a category called background" in caplog.text
+        assert "1 pictures to evaluate on have no mask and are left out" in caplog.text
+
+
+def test_a_picture_of_background_is_annotated_as_such(tmp_path):
+    shapes = [*SHAPES[:2], annotation(5, 1, box(0, 0, 1, 2), image=0)]
+    for split in ("train", "val"):
+        arrange(tmp_path, shapes, split, [*CATEGORIES, {"id": 1, "name": "background"}], images=LISTED)
+    data = read_data(DataConfig(str(tmp_path)), unlabeled=False)
+    assert [sample.name for sample in data.labeled] == ["train/a b.jpg", "train/unknown.jpg"]
+    assert data.pixels == [24 + 48, 20, 4, 0]
+
+
+def test_pictures_of_coco_without_an_annotation_are_background(tmp_path, caplog):
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(coco.THINGS, class_names("coco")[1:], strict=True)
+    ]
+    for split in ("train2017", "val2017"):
+        arrange(tmp_path, SHAPES[:2], split, categories, images=LISTED)
+    with caplog.at_level(logging.INFO):
+        data = read_data(DataConfig(str(tmp_path)), unlabeled=False)
+    assert len(data.labeled) == len(data.val) == 2
+    assert (data.classes, data.pixels[0]) == (class_names("coco"), 24 + 48)
+    assert "1 of the 2 pictures that" in caplog.text
+    assert "they show background alone, as COCO means it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "pixels"),
+    [
+        pytest.param(["cup", "table", "cup"], ["cup", "table"], [20, 8, 20], id="twice"),
+        pytest.param(["# hash", "table", "x"], ["# hash", "table", "x"], [20, 4, 20, 4], id="hash"),
+        pytest.param(
+            ["two\nlines", " table ", "x"], ["two lines", "table", "x"], [20, 4, 20, 4], id="spaces"
+        ),
+    ],
+)
+def test_names_of_categories_are_names_of_classes(tmp_path, names, classes, pixels):
+    shapes = [
+        annotation(1, 0, box(1, 1, 2, 2)),
+        annotation(2, 1, box(0, 4, 8, 2)),
+        annotation(3, 1, box(4, 0, 4, 1)),
+        annotation(4, 2, box(6, 2, 2, 2)),
+    ]
+    for split in ("train", "val"):
+        arrange(tmp_path, shapes, split, [{"id": number, "name": name} for number, name in enumerate(names)])
+    data = read_data(DataConfig(str(tmp_path)))
+    assert (data.classes, data.pixels) == (["background", *classes], pixels)
+
+
+@pytest.mark.parametrize(
+    ("categories", "match"),
+    [
+        pytest.param([], "names 0 categories of things beside the background; expected 1 to 254", id="none"),
+        pytest.param(
+            [{"id": number, "name": str(number)} for number in range(255)],
+            "names 255 categories of things beside the background; expected 1 to 254, since masks are 8-bit",
+            id="too many",
+        ),
+        pytest.param(
+            [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category 1 has two names", id="twice"
+        ),
+        pytest.param([{"id": 1, "name": " "}], "category 1 has no name", id="nameless"),
+    ],
+)
+def test_wrong_categories(tmp_path, categories, match):
+    arrange(tmp_path, [], categories=categories)
+    with pytest.raises(DataError, match=match):
+        read_data(DataConfig(str(tmp_path)))
 
 
 def test_text_that_is_no_json(tmp_path):

@@ -159,9 +159,95 @@ def test_inks_are_not_taken_for_colour(tmp_path, separate):
         photometric="separated",
         planarconfig="separate" if separate else "contig",
     )
+    assert describe_file(path).channels == 3
     with pytest.raises(DataError, match=r"a.tif (holds inks|has colour or alpha of 16 bits)"):
         read_image(path, white=WHITE)
     assert np.array_equal(read_image(path, 4), inks >> 8)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("extra", "alpha"), [("unspecified", False), ("assocalpha", True), ("unassalpha", True)]
+)
+def test_a_fourth_channel_is_alpha_where_the_file_says_so(tmp_path, separate, dtype, extra, alpha):
+    path = tmp_path / "a.tif"
+    values = np.concatenate([PIXELS, np.full((5, 7, 1), 255, np.uint8)], 2).astype(dtype)
+    values[0, 0, 3] = 254
+    tifffile.imwrite(
+        path,
+        np.moveaxis(values, 2, 0) if separate else values,
+        photometric="rgb",
+        planarconfig="separate" if separate else "contig",
+        extrasamples=[extra],
+    )
+    scale = 8 if dtype == np.uint16 else 0
+    assert np.array_equal(read_image(path, 4), values >> scale)
+    assert describe_file(path).channels == (3 if alpha else 4)
+    assert image_size(path) == image_size(path, decode=True) == (5, 7)
+    if not alpha:
+        for read in (read_image, lambda path: open_picture(path, 3, None, 1000)):
+            with pytest.raises(
+                DataError, match=r"a.tif has 4 channels, expected 3: train with --model.in_channels 4"
+            ):
+                read(path)
+        with pytest.raises(DataError, match=r"a.tif has 4 channels, expected 1"):
+            read_image(path, 1)
+    elif extra == "unassalpha":
+        assert np.array_equal(read_image(path), values[..., :3] >> scale)
+        assert np.array_equal(
+            to_pixels(open_picture(path, 3, None, 1000), 3), (values[..., :3] >> scale).transpose(2, 0, 1)
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("extra", "channels"), [("unspecified", 2), ("unassalpha", 1)])
+def test_a_second_channel_is_alpha_where_the_file_says_so(tmp_path, dtype, extra, channels):
+    path = tmp_path / "a.tif"
+    values = PIXELS[..., :2].astype(dtype)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", extrasamples=[extra])
+    shift = 8 if dtype == np.uint16 else 0
+    assert describe_file(path).channels == channels
+    assert np.array_equal(read_image(path, 2), values >> shift)
+    if channels == 1:
+        assert np.array_equal(read_image(path, 1), values[..., 0] >> shift)
+        assert np.array_equal(read_image(path), (values[..., :1] >> shift).repeat(3, 2))
+        return
+    for read in (read_image, lambda path: read_image(path, 1)):
+        with pytest.raises(DataError, match=r"a.tif has 2 channels, expected"):
+            read(path)
+    with pytest.raises(DataError, match=r"a.tif cannot be read as a mask"):
+        read_mask(path, Labels(256 - 1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_alpha_of_usual_files_is_dropped(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PIXELS).convert(mode).save(path)
+    assert describe_file(path).channels in (1, 3)
+    assert read_image(path).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "b.tif"])
+def test_a_size_of_what_was_decoded(tmp_path, name):
+    """The header of a file that is cut off still says it; b.tif is one for tifffile."""
+    path, random = tmp_path / name, np.random.default_rng(0)
+    if name == "b.tif":
+        pixels = random.integers(0, 256, (50, 70, 5), np.uint8)
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    else:
+        Image.fromarray(random.integers(0, 256, (50, 70, 3), np.uint8)).save(path)
+    for source in (path, Blob(name, path.read_bytes())):
+        assert image_size(source) == image_size(source, decode=True) == (50, 70)
+    size = path.stat().st_size
+    if name == "a.tif":  # its header is at its end
+        tifffile.imwrite(path, random.integers(0, 256, (50, 70, 3), np.uint8), photometric="rgb")
+    path.write_bytes(path.read_bytes()[: size // 2])
+    if name != "a.png":  # whose orientation may stand behind its pixels
+        assert image_size(path) == (50, 70)
+    with pytest.raises(UnreadableImage, match=rf"{name} cannot be read as a picture"):
+        image_size(path, decode=True)
 
 
 def test_a_tiff_stored_sideways_under_another_name(tmp_path):

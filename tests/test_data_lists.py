@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pseudoseg_fast.data.lists import DataError, read_classes, read_list
+from pseudoseg_fast.data.lists import DataError, Index, Sample, read_classes, read_list
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.tags import read_tags
 
@@ -48,6 +48,60 @@ def test_unlabeled_list_ignores_its_mask_column(root):
     ]
 
 
+NAMES = ("images/photo.jpg", "images/photo (1).jpg", "images/photo.jpg copy.jpg", "images/a.jpg 2.jpg")
+
+
+@pytest.mark.parametrize(
+    "line", [*NAMES[1:], "photo (1)", "images/photo (1)", "/images/photo (1).jpg", "b 2"]
+)
+def test_a_space_may_be_part_of_a_name(root, line):
+    """Even where its first word alone means another picture, of which another mask is known."""
+    for name in NAMES:
+        Image.new("L", (4, 3)).save(root / name)
+    found = [
+        Sample(name, root / name, root / f"masks/{Path(name).stem}.png")
+        for name in (*NAMES, "images/b 2.jpg")
+    ]
+    expected = next(sample for sample in found if line.strip("/") in sample.name)
+    expected.mask.touch()
+    path = write(root / "list.txt", f"{line}\n")
+    assert read_list(path, root, index=Index(found)) == [expected]
+    assert read_unlabeled(path, root, Index(found))[0] == expected._replace(mask=None)
+
+
+@pytest.mark.parametrize(
+    "line", ["images/a (3).jpg", "a (3)", "a 3", "images/a.jpg (3)", "a masks/nowhere.png"]
+)
+def test_a_line_that_is_no_picture_is_not_read_as_another(root, line):
+    index = Index([Sample("images/a.jpg", root / "images/a.jpg", root / "masks/a.png")])
+    path = write(root / "list.txt", f"{line}\n")
+    for masks in ("required", "optional", "ignored"):
+        with pytest.raises(DataError) as error:
+            read_list(path, root, masks, index)
+        assert "a tab between columns where names have spaces" in str(error.value)
+        assert f"line 1: {root / line}" in str(error.value)
+
+
+def test_spaces_between_columns_where_the_layout_knows_better(root):
+    """Lists that others publish: ids, or masks of a folder that is not there."""
+    index = Index([Sample("images/a.jpg", root / "images/a.jpg", root / "masks/a.png")])
+    for line in ("images/a.jpg nowhere/a.png", "/images/a.jpg /nowhere/a.png", "a masks/a.png"):
+        path = write(root / "list.txt", f"{line}\n")
+        assert read_list(path, root, index=index)[0].mask == root / "masks/a.png"
+        assert read_unlabeled(path, root, index)[0].name == "images/a.jpg"
+
+
+def test_whole_paths_need_no_index(root):
+    """Which takes long and much memory to make, where a layout has found millions."""
+
+    def never():
+        raise AssertionError("looked up")
+        yield
+
+    path = write(root / "list.txt", "images/a.jpg masks/a.png\n")
+    assert read_list(path, root, index=Index(never()))[0].mask == root / "masks/a.png"
+
+
 def test_unlabeled_folder_is_read_in_depth_and_sorted(root):
     write(root / "images" / ".hidden.jpg", "")
     write(root / "images" / "notes.txt", "")
@@ -75,7 +129,10 @@ def test_all_missing_files_come_in_one_error(root):
         pytest.param(
             "images/a.jpg\n", r"line 1: expected 'image mask', got only 'images/a.jpg'", id="no-mask"
         ),
-        pytest.param("images/b 2.jpg masks/b 2.png\n", "got 4 columns", id="spaces"),
+        pytest.param(
+            "images/b 2.jpg masks/b 2.png\n", r"missing files in .*: 1; .* a tab between columns", id="spaces"
+        ),
+        pytest.param("images/a.jpg\tmasks/a.png\tx\n", "line 1: .* got 3 columns", id="columns"),
         pytest.param("images/a.jpg ../other/a.png\n", r"line 1: ../other/a.png leaves the root", id="leaves"),
         pytest.param("/etc/passwd masks/a.png\n", "leaves the root", id="absolute"),
         pytest.param(

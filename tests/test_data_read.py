@@ -1,8 +1,12 @@
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 
+from pseudoseg_fast.data import read
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import UnreadableImage, check_masks, read_image, read_mask, read_sample
@@ -23,8 +27,8 @@ def palette_mask(path, ids=IDS):
     return path
 
 
-def sample(tmp_path, ids=IDS, name="a"):
-    pixels = np.zeros((*IDS.shape, 3), np.uint8)
+def sample(tmp_path, ids=IDS, name="a", size=IDS.shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     return Sample(
         f"{name}.png", save(tmp_path / f"{name}.png", pixels), save(tmp_path / f"{name}_mask.png", ids)
     )
@@ -162,6 +166,30 @@ def test_check_masks_leaves_unreadable_pictures_to_training(tmp_path):
     assert check_masks([entry], Labels(3)).sum(0).tolist() == [1, 2, 2]
     with pytest.raises(DataError, match="cannot be read as a picture"):
         check_masks([entry], Labels(3), {entry.image})
+
+
+def test_pictures_to_evaluate_on_are_decoded_once(tmp_path, monkeypatch):
+    """A picture whose header alone is whole would stop training at its first evaluation."""
+    monkeypatch.setenv("PSEUDOSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(read, "KEPT", 2)
+    samples = [sample(tmp_path, np.zeros((90, 80), np.uint8), name=name, size=(90, 80)) for name in "ab"]
+    damaged = samples[1].image
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    long_ago = time.time() - 9
+    for path in (path for one in samples for path in one[1:]):
+        os.utime(path, (long_ago, long_ago))
+    assert check_masks(samples, Labels(2), {samples[0].image}).sum() == 14400
+    with pytest.raises(
+        DataError,
+        match=r"1 of 2 pictures .*; repair them or take them off the lists.*\n  .*b.png cannot be read",
+    ):
+        check_masks(samples, Labels(2), {damaged})
+    damaged.write_bytes(whole)
+    os.utime(damaged, (long_ago, long_ago))
+    assert check_masks(samples, Labels(2), {damaged}).sum() == 14400
+    monkeypatch.setattr(read, "image_size", lambda *_, **__: pytest.fail("looked at again"))
+    assert check_masks(samples, Labels(2), {damaged}).sum() == 14400
 
 
 def test_check_masks_knows_masks_drawn_in_black_and_white(tmp_path):

@@ -93,6 +93,20 @@ def test_a_folder_is_walked_once(root, monkeypatch):
     assert [sample.name for sample in pair(root, root, None).unlabeled] == NAMES
 
 
+def test_what_is_not_read_is_named_each_time(root, caplog):
+    for name in ("a.heic", "b.HEIC", "deep/c.heic", "deep/0001", "notes.txt", "a.JSON", ".hidden.gif"):
+        (root / name).touch()
+    settle(root)
+    for _ in range(2):
+        caplog.clear()
+        assert list(listing.list_pictures(root)) == NAMES
+        assert f"4 files below {root} are left out, since their suffixes are not read" in caplog.text
+        for kind in (".heic (2)", ".HEIC (1)", "none (1)"):
+            assert kind in caplog.text
+        assert "expected .bmp, .jpeg," in caplog.text
+        assert ".txt" not in caplog.text
+
+
 def test_a_folder_that_changes_is_walked_again(root):
     listing.list_pictures(root)
     (root / "deep" / "more.jpg").touch()
@@ -130,6 +144,22 @@ def test_a_list_is_checked_once(root, monkeypatch):
     write(path, ["last.jpg"])
     with pytest.raises(AssertionError, match="looked again"):
         read_unlabeled(path, root)
+
+
+def test_names_with_spaces_are_checked_once(root, monkeypatch):
+    (root / "a").touch()
+    lines = ["a b.jpg", "last.jpg deep/nowhere.png", "a b.jpg\tlast.jpg", "a b.jpg\t"]
+    path = write(root / "list.txt", lines)
+    for _ in range(2):
+        assert list(read_unlabeled(path, root).names) == ["a b.jpg", "last.jpg", "a b.jpg", "a b.jpg"]
+        monkeypatch.setattr(pool, "_all_there", never)
+
+
+def test_what_is_no_plain_name_is_read_line_by_line(root):
+    for name in ("last.jpg copy.jpg", "flat.png"):
+        (root / name).touch()
+    path = write(root / "list.txt", ["last.jpg copy.jpg", "last.jpg flat.png", "a b.jpg"])
+    assert list(read_unlabeled(path, root).names) == ["last.jpg copy.jpg", "last.jpg", "a b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +210,7 @@ def test_what_is_kept_of_pictures_to_train_on_says_nothing_of_those_to_evaluate_
 
 def test_a_damaged_cache_is_found_again(root, kept):
     listing.list_pictures(root)
-    (file,) = kept.glob("pictures-*.npz")
+    (file,) = kept.glob("files-*.npz")
     file.write_bytes(file.read_bytes()[:100])
     assert list(listing.list_pictures(root)) == NAMES
 

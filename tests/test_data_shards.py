@@ -71,6 +71,35 @@ def test_members_are_read_by_themselves(root, text):
     assert list(samples)[1] == samples[1]
 
 
+def test_members_of_a_packed_folder_are_named_as_those_of_others(root):
+    """As ``tar -C folder -cf pool.tar .`` packs it."""
+    files = {name: encoded(number) for number, name in enumerate(("./0.png", "./deep/../1.png", "/2.png"))}
+    write_shard(root / "pool.tar", files | {"./._0.png": b"resource fork"})
+    samples = read_unlabeled("pool.tar", root)
+    assert [sample.name for sample in samples] == [f"pool.tar/{number}.png" for number in range(3)]
+    dataset = SegmentationDataset(samples, Labels(1))
+    assert [dataset[index]["image"][0, 0, 0].item() for index in range(3)] == [0, 1, 2]
+
+
+def test_masks_beside_pictures_are_left_out(root, caplog):
+    packed = ("0.png", "0.seg.png", "0.json", "a/0.jpg", "a/0.png", "00.png")
+    alone = ("scan.001.png", "scan.002.png", "v1.0.png", "v1.1.png", "1.png", "10.png", "b/1.png")
+    write_shard(root / "pool-0.tar", {name: encoded(3) for name in packed})
+    write_shard(root / "pool-1.tar", {name: encoded(3) for name in alone})
+    for _ in range(2):  # found out, and kept
+        caplog.clear()
+        samples = read_unlabeled("pool-*.tar", root)
+        names = [f"pool-0.tar/{name}" for name in ("0.png", "a/0.jpg", "00.png")]
+        assert [sample.name for sample in samples] == [*names, *(f"pool-1.tar/{name}" for name in alone)]
+        assert (
+            "2 members of pool-*.tar are left out, such as 0.seg.png: each lies behind a picture"
+            in caplog.text
+        )
+    caplog.clear()
+    assert len(read_unlabeled("pool-1.tar", root)) == len(alone)
+    assert not caplog.records
+
+
 def test_steps_workers_and_ranks_see_what_they_see_of_single_files(root):
     samples = read_unlabeled("shards/pool-{00..01}.tar", root)
     for number, sample in enumerate(samples):

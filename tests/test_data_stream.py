@@ -20,6 +20,7 @@ from pseudoseg_fast.data.dataset import SegmentationDataset, collate
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.pool import read_unlabeled
+from pseudoseg_fast.data.shards import shard_name
 from pseudoseg_fast.data.stream import Stream, StreamDataset
 from pseudoseg_fast.loaders import unlabeled_loader
 from pseudoseg_fast.trainer import Trainer
@@ -87,7 +88,62 @@ def test_members_keep_their_names_and_hidden_ones_are_left_out(tmp_path):
     names = ("./a/IMG_0.v1.PNG", "IMG_0.JSON", "._IMG_0.PNG")
     write_shard(tmp_path / "a.tar", {name: encoded(3) for name in names})
     items = itertools.islice(StreamDataset(pictures(f"pipe:cat {tmp_path}/a.tar"), 0), 3)
-    assert {item["name"] for item in items} == {"a.tar/./a/IMG_0.v1.PNG"}
+    assert {item["name"] for item in items} == {"a.tar/a/IMG_0.v1.PNG"}
+
+
+def test_masks_beside_pictures_are_left_out(tmp_path, caplog):
+    names = ("0.png", "0.json", "0.seg.png", "1.png", "1.seg.png")
+    write_shard(tmp_path / "a.tar", {name: encoded(3) for name in names})
+    url = f"pipe:cat {tmp_path}/a.tar"
+    items = itertools.islice(StreamDataset(pictures(url), 0, shuffled=2), 9)
+    assert {item["name"] for item in items} == {"a.tar/0.png", "a.tar/1.png"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2 members of {url} are left out, such as 0.seg.png: each lies behind a picture of its name, as a mask does"
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/pool-07.tar",
+        "https://host/set/pool-07.tar?sign=a/b.tar#c",
+        "https://host/get?id=3&name=/set/pool-07.tar&sign=x",
+        "pipe:aws s3 cp s3://bucket/pool-07.tar -",
+        "pipe:cat /data/pool-07.tar | cat",
+        "pipe:curl -s 'https://host/pool-07.tar?sign=x' | tee /tmp/other.tar",
+        "pipe:ssh host cat pool-07.tar",
+        "pipe:cat <(ssh host:pool-07.tar)",
+    ],
+)
+def test_shards_are_named_as_on_a_disk(url):
+    assert shard_name(url) == "pool-07.tar"
+
+
+def test_shards_of_other_names():
+    assert shard_name("pipe:zcat /data/pool-07.tar.gz -") == "pool-07.tar.gz"
+    assert shard_name("s3://bucket/part=7 b.tar") == "part=7 b.tar"
+    assert shard_name("https://host/shards/7?sign=x") == "7"
+    assert shard_name("pipe:./make 7") == "make 7"
+
+
+def warnings(tmp_path, caplog, tagged):
+    """What is said about a stream of two shards that is gone through twice."""
+    for shard in (0, 1):
+        write_shard(tmp_path / f"{shard}.tar", {f"./{number}.png": encoded(number) for number in range(3)})
+    url = f"pipe:cat {tmp_path}/{{0..1}}.tar | cat"
+    caplog.clear()
+    list(itertools.islice(StreamDataset(pictures(url), 0, shuffled=2, tagged=tagged), 12))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_tags_of_no_picture_of_a_stream_are_named_once(tmp_path, caplog):
+    (text,) = warnings(tmp_path, caplog, ["0.tar/images/2.png", "1.tar/images/2.png"])
+    assert "has a name that data.tags has: its names must be those of the stream, such as" in text
+    assert text.endswith((".tar/0.png, got 0.tar/images/2.png", ".tar/0.png, got 1.tar/images/2.png"))
+    for tagged in ([], ["0.tar/2.png"], ["2.tar/9.png"]):
+        expected = warnings(tmp_path, caplog, [*tagged, "1.tar/1.png"])
+        assert not expected, tagged
+    assert not warnings(tmp_path, caplog, [])
 
 
 def test_unreadable_pictures_are_skipped_and_named(tmp_path):
@@ -136,6 +192,7 @@ def test_a_run_on_a_stream(url, tmp_path):
     assert names[0] != names[1]
     assert names[0] != names[2]
     batch = next(iter(unlabeled_loader(config, trainer.data, trainer.network, 0)))
+    assert unlabeled_loader(config, trainer.data, trainer.network, 0).dataset.tagged is trainer.data.tags
     for name, tags in zip(batch["name"], batch["tags"], strict=True):
         assert tags.isnan().all() == (not name.startswith("pool-00"))
 

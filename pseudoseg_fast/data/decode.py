@@ -25,6 +25,8 @@ IMAGE_MODES = {1: "L", 3: "RGB"}
 _TIFF = (".tif", ".tiff")
 # Tags of TIFF
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _PLANES = 256, 257, 258, 259, 277, 284
+_KIND, _EXTRA = 262, 338  # what the numbers mean, and what the samples beside them do
+_GREY_OR_RGB = (0, 1, 2)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,8 +89,8 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Read a picture upright, as its EXIF orientation says, as uint8 [H, W] for one channel or [H, W, channels].
 
-    Grey and colour are turned into each other as ``channels`` wants, and an alpha channel is dropped. Any other number
-    of channels must be the file's own; TIFF files of them need the package tifffile.
+    Grey and colour are turned into each other as ``channels`` wants, and what the file says is alpha is dropped. Any
+    other number of channels must be the file's own; TIFF files of them need the package tifffile.
 
     Args:
         path: the file.
@@ -116,8 +118,8 @@ def read_image(
     pixels = stored.pixels
     if channels in IMAGE_MODES and stored.inks:
         raise DataError(f"{path} holds inks (CMYK); expected grey or RGB, convert it")
-    if channels == 3 and pixels.shape[2] == 4:
-        pixels = pixels[..., :3]
+    if channels in IMAGE_MODES and stored.alpha:
+        pixels = pixels[..., :-1]
     if channels == 3 and pixels.shape[2] == 1:
         pixels = pixels.repeat(3, axis=2)
     if pixels.shape[2] != channels:
@@ -129,15 +131,19 @@ def read_image(
     return np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
 
 
-def image_size(path: File) -> tuple[int, int]:
+def image_size(path: File, *, decode: bool = False) -> tuple[int, int]:
     """Return height and width of the upright picture from a file's header.
 
+    Args:
+        path: the file.
+        decode: decode all of it, too, so that a damaged file is noticed.
+
     Raises:
-        UnreadableImage: the file is no picture.
+        UnreadableImage: the file is no picture, or cannot be decoded.
         DataError: only a package that is not installed can read it.
     """
     try:
-        height, width, orientation = _stored(path)
+        height, width, orientation = _stored(path, decode)
         if width * height == 0:
             raise ValueError(f"it has {width} x {height} pixels")
     except DataError:
@@ -152,14 +158,17 @@ def stored_orientation(path: File) -> int:
     return _stored(path)[2]
 
 
-def _stored(path: File) -> tuple[int, int, int]:
-    """Return height and width as a file's header has them, and its EXIF orientation."""
+def _stored(path: File, decode: bool = False) -> tuple[int, int, int]:
+    """Return height and width as a file's header has them, and its EXIF orientation; decode all of it on request."""
     try:
         with open_whole(path) as image:
             width, height = image.size
             if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size newer versions of Pillow turn
                 width, height = image.tag_v2[_WIDTH], image.tag_v2[_LENGTH]
-            return height, width, orientation_of(image)
+            orientation = orientation_of(image)
+            if decode:
+                _decode(image, path)
+            return height, width, orientation
     except UnidentifiedImageError:
         if not is_tiff(path):
             raise
@@ -167,7 +176,19 @@ def _stored(path: File) -> tuple[int, int, int]:
         series = file.series[0]
         axis = _channel_axis(series.shape, series.axes, path)
         height, width = (side for index, side in enumerate(series.shape) if index != axis)
+        if decode:
+            series.asarray()
         return height, width, _orientation_tag(file)
+
+
+def _decode(image: Image.Image, path: File) -> None:
+    """Decode an open picture, or a TIFF file with alpha as tifffile does, which reads it where alpha is wanted, too."""
+    try:
+        image.load()
+    except UNREADABLE:
+        if not is_tiff(path) or len(image.getbands()) in IMAGE_MODES:
+            raise
+        _read_channels(path)
 
 
 class Description(NamedTuple):
@@ -214,9 +235,10 @@ def describe_file(path: File) -> Description:
     except UNREADABLE as error:
         raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     pixels = stored.pixels
-    channels = pixels.shape[2]
+    count = pixels.shape[2]
+    channels = 3 if stored.inks and count == 4 else count - stored.alpha
     peak = None if pixels.dtype == np.uint8 else _peak(pixels)
-    return Description(f"{channels} channels of {pixels.dtype}", channels, stored.orientation != 1, peak)
+    return Description(f"{count} channels of {pixels.dtype}", channels, stored.orientation != 1, peak)
 
 
 def _peak(pixels: NDArray[Any]) -> float:
@@ -244,8 +266,9 @@ def open_whole(path: File) -> Image.Image:
 
     Raises:
         UnreadableImage: it is no file, or PostScript, for which Pillow starts a program.
-        UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone, and
-            separate planes of 16 bits it takes for one another.
+        UnidentifiedImageError: it cannot; of a TIFF file whose channels are pages it sees the first one alone, channels
+            beside grey or colour that are no alpha it leaves out, and separate planes of 16 bits it takes for one
+            another.
     """
     if isinstance(path, Path) and path.exists() and not path.is_file():
         raise UnreadableImage(f"{path} is a folder, a pipe or a device; expected a file")
@@ -259,6 +282,9 @@ def open_whole(path: File) -> Image.Image:
         if is_tiff(path) and image.n_frames > 1:
             image.close()
             raise UnidentifiedImageError("it has several pages, of which Pillow reads the first")
+        if is_tiff(path) and tags.get(_KIND) in _GREY_OR_RGB and 0 in tags.get(_EXTRA, ()):
+            image.close()
+            raise UnidentifiedImageError("it has more channels than grey or colour, which Pillow leaves out")
         if is_tiff(path) and planes and max(tags.get(_BITS, (1,))) > 8:
             image.close()
             raise UnidentifiedImageError("it has separate planes of 16 bits, which Pillow mixes up")
@@ -274,11 +300,19 @@ def _file(path: File) -> Path | io.BytesIO:
 
 
 class _Stored(NamedTuple):
-    """Pixels [H, W, channels] of a file, the orientation that it is stored in, and whether they are inks."""
+    """What a file holds.
+
+    Attributes:
+        pixels: [H, W, channels].
+        orientation: that they are stored in.
+        inks: whether they are inks.
+        alpha: whether the last channel is alpha, beside grey or colour.
+    """
 
     pixels: NDArray[Any]
     orientation: int
     inks: bool
+    alpha: bool
 
 
 def _read_channels(path: File, white: float | None = None) -> _Stored:
@@ -289,16 +323,28 @@ def _read_channels(path: File, white: float | None = None) -> _Stored:
                 raise _deep_color_of_no_use(path)
             orientation = orientation_of(image)
             pixels = np.array(upright(image))
-        return _Stored(pixels[..., None] if pixels.ndim == 2 else pixels, orientation, image.mode == "CMYK")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        return _Stored(pixels, orientation, image.mode == "CMYK", image.mode in ("LA", "RGBA"))
     with _open_tiff(path) as file:
         series = file.series[0]
         pixels, axis = series.asarray(), _channel_axis(series.shape, series.axes, path)
         orientation = _orientation_tag(file)
-        inks = file.pages.first.tags.valueof("PhotometricInterpretation") == 5 and pixels.ndim == 3
+        tags = file.pages.first.tags
+        kind, extra = tags.valueof(_KIND), tags.valueof(_EXTRA, ())
+        inks = kind == 5 and pixels.ndim == 3
     if pixels.size == 0:
         raise UnreadableImage(f"{path} cannot be read as a picture: it has no pixels")
     pixels = pixels[..., None] if axis is None else np.moveaxis(pixels, axis, 2)
-    return _Stored(_turn_array(pixels, orientation), orientation, inks)
+    return _Stored(
+        _turn_array(pixels, orientation), orientation, inks, _has_alpha(pixels.shape[2], kind, extra)
+    )
+
+
+def _has_alpha(channels: int, kind: int, extra: Sequence[int]) -> bool:
+    """Say whether the last channel of a TIFF file is alpha by its tags; a fourth one of colour need not be named."""
+    if kind == 2:
+        return channels == 4 and 0 not in extra
+    return kind in _GREY_OR_RGB and channels == 2 and len(extra) == 1 and 0 not in extra
 
 
 @contextlib.contextmanager

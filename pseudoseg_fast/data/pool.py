@@ -19,6 +19,7 @@ from pseudoseg_fast.data.lists import (
     Index,
     Sample,
     find_file,
+    is_image,
     read_lines,
     read_list,
 )
@@ -115,14 +116,20 @@ def _read_plain(path: Path, root: Path) -> Names:
     def fresh(arrays: Arrays) -> bool:
         return bool(changed < arrays["began"] - SETTLED)
 
-    return Names(remember("list", (str(path), size, changed, str(root)), fresh, find)["names"])
+    question = (str(path), size, changed, str(root))
+    return Names(remember("names", question, fresh, find)["names"])  # "list" had them cut at a space
 
 
 def _plain_names(path: Path) -> Iterator[str]:
-    """Yield the first columns of a list that are plain relative paths."""
+    """Yield the pictures of a list where they are plain relative paths; without a tab one may have spaces in it."""
     for _, line in read_lines(path):
-        columns = line.split("\t") if "\t" in line else line.split()
+        columns = line.split("\t")
         name = columns[0].strip()
+        words = name.split() if len(columns) == 1 else []
+        if len(words) == 2 and "/" in words[1] and all(map(is_image, words)):
+            name = words[
+                0
+            ]  # the second one is a mask: what lies in a folder called "a.jpg masks" is no picture
         if len(columns) > 2 or name.startswith(("/", "..")) or os.path.normpath(name) != name:
             raise _NotPlain
         yield name

@@ -35,8 +35,10 @@ from pseudoseg_fast.data.decode import (
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels, count_ids
 from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
 
-KEPT = 1000
+KEPT = 100
 """Fewer masks are read each time."""
+VERSION = 2
+"""To be raised with every change of what is looked at, which what was kept before says nothing of."""
 
 
 def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[np.uint8]:
@@ -132,8 +134,8 @@ def check_masks(
     Args:
         samples: pictures with masks.
         labels: what the values in masks mean.
-        evaluated: those of the pictures that evaluation would stop at if their header cannot be read; training skips
-            and counts such pictures.
+        evaluated: those of the pictures that evaluation would stop at if they cannot be read, and which are decoded,
+            too; of the others training skips and counts such pictures.
 
     Returns:
         Labelled pixels per sample and class, [N, C].
@@ -160,7 +162,7 @@ def check_masks(
         def fresh(kept: Arrays) -> bool:
             return bool(now[:, 1].max() < kept["began"] - SETTLED) and np.array_equal(kept["files"], now)
 
-        question = (labels, files, sorted(map(str, evaluated)))
+        question = (VERSION, labels, files, sorted(map(str, evaluated)))
         known = remember("pixels", question, fresh, find)
         pixels = np.zeros((len(samples), IGNORE_INDEX + 1), np.int64)
         pixels[:, known["ids"]] = known["counts"]
@@ -175,16 +177,17 @@ def check_masks(
 def _count_pixels(
     samples: Sequence[Sample], labels: Labels, evaluated: Collection[File]
 ) -> NDArray[np.int64]:
-    """Read masks and return their pixels by id, [N, 256]."""
+    """Read masks, and the pictures to evaluate on; return the pixels of the masks by id, [N, 256]."""
 
     def check(sample: Sample) -> NDArray[np.int64] | str:
         if sample.mask is None:
             return f"{sample.name} has no mask"
+        decode = sample.image in evaluated
         try:
             mask = read_mask(sample.mask, labels, sample.image)
-            check_size(sample, mask.shape, image_size(sample.image))
+            check_size(sample, mask.shape, image_size(sample.image, decode=decode))
         except UnreadableImage as error:
-            if sample.image in evaluated:
+            if decode:
                 return str(error)
         except DataError as error:
             return str(error)
@@ -203,7 +206,8 @@ def _count_pixels(
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(samples)} pictures with masks cannot be used:\n{shorten(problems)}"
+            f"{len(problems)} of {len(samples)} pictures with masks cannot be used; repair them or take them off the "
+            f"lists, python -m pseudoseg_fast.check says what else is wrong:\n{shorten(problems)}"
         )
     return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 

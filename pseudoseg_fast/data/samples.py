@@ -8,6 +8,7 @@ and are only ever read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import overload
 
@@ -79,3 +80,13 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (Sample(name, self.folder / name) for name in self.names)
+
+
+class Joined(Iterable[Sample]):
+    """The pictures of several sequences, one after the other, as often as they are gone through."""
+
+    def __init__(self, *parts: Sequence[Sample]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Sample]:
+        return chain(*self.parts)

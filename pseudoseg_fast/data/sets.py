@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import (
     SHOWN,
     DataError,
+    File,
     Index,
     Sample,
     read_classes,
@@ -27,7 +29,7 @@ from pseudoseg_fast.data.lists import (
 from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Names, Samples
-from pseudoseg_fast.data.shards import ShardSamples, are_shards
+from pseudoseg_fast.data.shards import ShardSamples, are_shards, shard_name
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
 
@@ -189,8 +191,9 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
         )
     if len(names) == 1:
         raise DataError(
-            f"expected two classes at least, got {names[0]} alone: name what is not {names[0]}, too, such as "
-            "background, in the order of the ids (in masks drawn in black and white the black one is 0)"
+            f"expected two classes at least, got {names[0]} alone: name what is not {names[0]}, too"
+            + ("" if names[0] == "background" else ", such as background")
+            + ", in the order of the ids (in masks drawn in black and white the black one is 0)"
         )
     return list(names), conversion(config, root, tree, len(names), colors)
 
@@ -205,7 +208,8 @@ def conversion(
     """Return what the values in mask files mean.
 
     Colours and ``reduce_zero_label`` take the place of what the layout converts. So does ``label_map``, unless there
-    are as many classes as the layout has, whose ids it then leads to, whatever their names: it is laid over that.
+    are as many classes as the layout has, whose ids it then leads to, whatever their names: it is laid over that. With
+    another number of classes ids count from 0, also where the layout's own classes count from 1.
 
     Args:
         config: what is given.
@@ -220,13 +224,19 @@ def conversion(
     label_map = read_label_map(config.label_map, root)
     own = tree.classes is None or len(tree.classes) != classes
     replaced = bool(color_map) or config.reduce_zero_label is not None or bool(label_map and own)
+    if tree.reduce_zero_label and own and not replaced:
+        logger.info(
+            "ids in the masks are taken to count from 0, since the %d classes are not those of the layout, whose masks "
+            "count from 1 and ignore 0; where these do, too, give --data.reduce_zero_label true",
+            classes,
+        )
     return Labels(
         classes,
         ignore_index=config.ignore_index,
         label_map=label_map,
         layout_map={} if replaced else tree.label_map,
         map_only=tree.map_only,
-        reduce_zero_label=bool(config.reduce_zero_label) if replaced else tree.reduce_zero_label,
+        reduce_zero_label=bool(config.reduce_zero_label) if replaced else tree.reduce_zero_label and not own,
         color_map=color_map,
         stored=config.mask_orientation == "stored",
     )
@@ -260,7 +270,7 @@ def read_samples(
         raise DataError(f"no training pictures with masks below {root}; give --data.labeled LIST")
     others: Pool = Samples(root)
     if unlabeled and config.unlabeled:
-        others = read_others(config, root, index, val)
+        others = read_others(config, root, index, val, known)
     elif unlabeled:
         others = tree.without(val if config.reuse_labeled else [*known, *val], root)
         if config.labeled and not config.reuse_labeled:
@@ -280,8 +290,17 @@ def apart_from(val: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]
     return [sample for sample in samples if sample.image not in held_out]
 
 
-def read_others(config: DataConfig, root: Path, index: Index, val: Sequence[Sample]) -> Pool:
-    """Return the unlabelled pictures that ``config.unlabeled`` names, but for those to evaluate on.
+def read_others(
+    config: DataConfig, root: Path, index: Index, val: Sequence[Sample], labeled: Sequence[Sample] = ()
+) -> Pool:
+    """Return the unlabelled pictures that ``config.unlabeled`` names, but for those to evaluate on and known masks.
+
+    Args:
+        config: names a list, a folder or shards; masks are looked for in a folder alone.
+        root: folder that names are relative to.
+        index: what the layout has found.
+        val: pictures with masks to evaluate on.
+        labeled: pictures with masks to learn from.
 
     Raises:
         DataError: as :func:`~pseudoseg_fast.data.pool.read_unlabeled`, or no others are left.
@@ -291,23 +310,29 @@ def read_others(config: DataConfig, root: Path, index: Index, val: Sequence[Samp
     pool = read_unlabeled(config.unlabeled, root, index, config.unlabeled_size)
     if not isinstance(pool, Samples):
         return pool
-    held_out = {
-        sample.image.relative_to(pool.folder).as_posix()
-        for sample in val
-        if isinstance(sample.image, Path) and sample.image.is_relative_to(pool.folder)
-    }
-    if held_out.isdisjoint(pool.names):
-        return pool
-    others = Samples(pool.folder, Names.of(name for name in pool.names if name not in held_out))
-    if not others:
-        raise DataError(f"{config.unlabeled} names val pictures alone; expected pictures to learn from")
-    logger.warning(
-        "%d of %d pictures of %s are val pictures, and left out",
-        len(pool) - len(others),
-        len(pool),
-        config.unlabeled,
-    )
-    return others
+    files: dict[str, set[File]] = {"val pictures": {sample.image for sample in val}}
+    if is_folder(config.unlabeled, root):
+        files["masks"] = {*index.masks(), *(sample.mask for sample in [*val, *labeled] if sample.mask)}
+    for kind, paths in files.items():
+        left_out = {
+            path.relative_to(pool.folder).as_posix()
+            for path in paths
+            if isinstance(path, Path) and path.is_relative_to(pool.folder)
+        }
+        if left_out.isdisjoint(pool.names):
+            continue
+        others = Samples(pool.folder, Names.of(name for name in pool.names if name not in left_out))
+        if not others:
+            raise DataError(f"{config.unlabeled} names {kind} alone; expected pictures to learn from")
+        logger.warning(
+            "%d of %d pictures of %s are %s, and left out",
+            len(pool) - len(others),
+            len(pool),
+            config.unlabeled,
+            kind,
+        )
+        pool = others
+    return pool
 
 
 def find_tags(
@@ -327,7 +352,8 @@ def find_tags(
         tree: what the layout has found.
         classes: names that tags may be.
         labels: what the values in hidden masks mean.
-        unlabeled: the pictures; of a stream, whose names nobody knows, all lines count that are not of ``masked`` ones.
+        unlabeled: the pictures; of a stream, whose names nobody knows, all lines of its shards count that are not of
+            ``masked`` ones.
         masked: labelled and val pictures, whose lines are left out without a word.
 
     Raises:
@@ -376,16 +402,28 @@ def _of_pictures(
     """Return the tags of the unlabelled pictures; a file may have masked ones, too, and be of a larger data set.
 
     Raises:
-        DataError: they are of none.
+        DataError: they are of none, or of several with one name.
     """
     others = {sample.name for sample in masked}
-    stream = isinstance(unlabeled, Stream)
-    known = set(tags).difference(others) if stream else set(tags).intersection(unlabeled.names)
-    example = "pool-000000.tar/0007.jpg" if stream else unlabeled[0].name
+    if isinstance(unlabeled, Stream):
+        shards = Counter(map(shard_name, unlabeled.shards))
+        places = ((name, shards[name.partition("/")[0]]) for name in tags if name not in others)
+        known = Counter({name: count for name, count in places if count})
+        example = f"{next(iter(shards))}/0007.jpg"
+    else:
+        tagged = set(tags)
+        known = Counter(name for name in unlabeled.names if name in tagged)
+        example = unlabeled[0].name
     if not known:
         raise DataError(
             f"{config.tags} tags no picture of {config.unlabeled or 'the unlabelled ones'}: its names must be "
             f"those of the unlabelled pictures, such as {example}, got {next(iter(tags))}"
+        )
+    repeated = [name for name, count in known.items() if count > 1]
+    if repeated and are_shards(config.unlabeled or ""):  # a list may have a picture twice
+        raise DataError(
+            f"{config.tags} tags {len(repeated)} names that several pictures of {config.unlabeled} may have; rename "
+            f"shards of one name, or members of one name, such as\n{shorten(repeated)}"
         )
     strange = [name for name in tags if name not in known and name not in others]
     # Whether each is there takes minutes to find out on a network file system; a few from all over say enough.
@@ -402,13 +440,15 @@ def _of_pictures(
             example,
             shorten(absent),
         )
-    return tags.only(known)
+    return tags.only(known.keys())
 
 
 def _is_there(name: str, unlabeled: Pool, root: Path) -> bool:
     """Say whether a name that is of no unlabelled picture is of a file, or of a shard beside those in use."""
     if os.path.isfile(root / name):
         return True
+    if isinstance(unlabeled, Stream):
+        return are_shards(name.partition("/")[0])  # nobody knows
     if not isinstance(unlabeled, ShardSamples):
         return False
     shards = {Path(shard) for shard in unlabeled.shards}

@@ -9,26 +9,31 @@ pipes and URLs, cannot promise that: see :mod:`pseudoseg_fast.data.stream`.
 from __future__ import annotations
 
 import glob
+import logging
 import os
+import posixpath
 import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pseudoseg_fast.data.cache import SETTLED, Arrays, remember, stamps
-from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, DataError, Member, Sample, shorten
+from pseudoseg_fast.data.lists import IMAGE_SUFFIXES, DataError, Member, Sample, is_image, shorten
 from pseudoseg_fast.data.samples import Names
+
+logger = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _REMOTE = re.compile(r"pipe:|[a-z0-9]+://")
 _TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
+_BETWEEN_NAMES = re.compile(r"[\s/:?#&;|<>()'\"]+")
 
 
 class ShardSamples(Sequence[Sample]):
@@ -97,24 +102,40 @@ def read_shards(text: str | Path, root: Path) -> ShardSamples:
             raise DataError(f"{len(wrong)} of {len(shards)} shards cannot be used:\n{shorten(wrong)}")
         heads = [one for one in found if not isinstance(one, str)]
         return {
-            "names": Names.of(name for names, _ in heads for name in names).data,
+            "names": Names.of(name for one in heads for name in one.names).data,
             "places": np.concatenate(
                 [
-                    np.insert(places, 0, number, axis=1).astype(np.int64)
-                    for number, (_, places) in enumerate(heads)
+                    np.insert(one.places, 0, number, axis=1).astype(np.int64)
+                    for number, one in enumerate(heads)
                 ]
             ),
+            "beside": np.array([one.beside for one in heads]),
+            "examples": Names.of(one.example for one in heads).data,
             "began": np.array(began),
         }
 
     def fresh(arrays: Arrays) -> bool:
         return bool(now[:, 1].max() < arrays["began"] - SETTLED)
 
-    known = remember("shown-shards", (shards, now.tolist()), fresh, find)  # "shards" had hidden members, too
+    known = remember(
+        "heads", (shards, now.tolist()), fresh, find
+    )  # "shown-shards" had masks beside pictures, too
     samples = ShardSamples(Names.of(shards), Names(known["names"]), known["places"])
     if not samples:
         raise DataError(f"{text} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if beside := int(known["beside"].sum()):
+        warn_of_beside(beside, text, next(filter(None, Names(known["examples"]))))
     return samples
+
+
+def warn_of_beside(number: int, shards: str | Path, example: str) -> None:
+    """Say that members of shards are left out that belong to the picture before them."""
+    logger.warning(
+        "%d members of %s are left out, such as %s: each lies behind a picture of its name, as a mask does",
+        number,
+        shards,
+        example,
+    )
 
 
 def _find(text: str, root: Path) -> list[str]:
@@ -144,27 +165,81 @@ def expand(word: str) -> list[str]:
     return [each for name in names for each in expand(name)]
 
 
-def is_picture(name: str) -> bool:
-    """Say whether a member of a tar file is a picture; hidden ones are none, such as macOS packs beside each file."""
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def shard_name(url: str) -> str:
+    """Return what the pictures of a shard behind a URL or a pipe are named after: its file, as on a disk."""
+    last = re.split(r"[?#]", url)[0].rstrip("/").rpartition("/")[2]
+    if _TAR.search(last) and not url.startswith("pipe:"):
+        return last
+    return next((word for word in _BETWEEN_NAMES.split(url) if _TAR.search(word)), last)
 
 
-def _read_heads(shard: str) -> tuple[list[str], NDArray[np.int64]] | str:
-    """Return names and [N, 2] offsets and sizes of the pictures in a shard, or what is wrong with it."""
+def member_name(name: str) -> str:
+    """Return a member's name as its picture has it: ``tar -C folder -cf x.tar .`` puts ``./`` in front of all."""
+    return posixpath.normpath(name).lstrip("/")
+
+
+class PictureFilter:
+    """Tells which members of a tar file are pictures; called with the name of each, in their order.
+
+    Hidden members are none, such as macOS packs beside each file. Nor is what belongs to the picture before it, as
+    ``7.seg.png`` does to ``7.jpg`` where WebDataset packs masks, too: it has that picture's name up to a dot.
+
+    Attributes:
+        beside: number of members that belonged to a picture.
+        example: the first of them, or nothing.
+    """
+
+    def __init__(self) -> None:
+        self.beside = 0
+        self.example = ""
+        self._picture = ""
+
+    def __call__(self, name: str) -> bool:
+        """Say whether a member is a picture."""
+        if not is_image(name) or any(part.startswith(".") and part != ".." for part in name.split("/")):
+            return False
+        if name != self._picture and name.startswith(f"{os.path.splitext(self._picture)[0]}."):
+            self.beside += 1
+            self.example = self.example or name
+            return False
+        self._picture = name
+        return True
+
+
+class _Heads(NamedTuple):
+    """What the heads of a shard's members say.
+
+    Args:
+        names: of the pictures.
+        places: [N, 2] their offsets and sizes.
+        beside: number of members that belong to a picture.
+        example: one of them, or nothing.
+    """
+
+    names: list[str]
+    places: NDArray[np.int64]
+    beside: int
+    example: str
+
+
+def _read_heads(shard: str) -> _Heads | str:
+    """Return what a shard holds, or what is wrong with it."""
     names: list[str] = []
     places: list[tuple[int, int]] = []
     above = os.path.basename(shard)
+    is_picture = PictureFilter()
     try:
         size = os.path.getsize(shard)
         with tarfile.open(shard, "r:") as file:
             for member in file:
-                if member.isreg() and is_picture(member.name):
+                if member.isreg() and is_picture(name := member_name(member.name)):
                     if member.offset_data + member.size > size:
-                        return f"{shard} ends within {member.name}: it was cut off"
-                    names.append(f"{above}/{member.name}")
+                        return f"{shard} ends within {name}: it was cut off"
+                    names.append(f"{above}/{name}")
                     places.append((member.offset_data, member.size))
                 file.members = []  # type: ignore[attr-defined]  # of a million members none is needed again
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         return f"{shard} is no tar file that is not compressed: {error}"
-    return names, np.array(places, np.int64).reshape(len(places), 2)
+    return _Heads(
+        names, np.array(places, np.int64).reshape(len(places), 2), is_picture.beside, is_picture.example
+    )

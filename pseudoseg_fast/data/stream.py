@@ -11,8 +11,9 @@ What can be promised of a stream is less than of files, see :mod:`pseudoseg_fast
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -23,7 +24,9 @@ from pseudoseg_fast.data.decode import UnreadableImage
 from pseudoseg_fast.data.lists import Blob, DataError, Sample
 from pseudoseg_fast.data.sampler import mix
 from pseudoseg_fast.data.samples import Names
-from pseudoseg_fast.data.shards import is_picture
+from pseudoseg_fast.data.shards import PictureFilter, member_name, shard_name, warn_of_beside
+
+logger = logging.getLogger(__name__)
 
 
 class Stream(Sequence[Sample]):
@@ -62,6 +65,8 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         rank: this process, 0 to ``world_size`` - 1.
         world_size: number of processes.
         shuffled: encoded pictures that a worker keeps, to draw the next among them.
+        tagged: names of pictures that have tags. A warning says so where they name pictures of a shard that has none of
+            these names, as long as a worker has met no tagged picture at all.
 
     Raises:
         DataError: webdataset is not installed; while iterating, a shard cannot be read, or nothing in it.
@@ -74,6 +79,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         rank: int = 0,
         world_size: int = 1,
         shuffled: int = 1000,
+        tagged: Collection[str] = (),
     ) -> None:
         if not isinstance(pictures.samples, Stream):
             raise TypeError(f"expected a Stream of pictures, got {type(pictures.samples).__name__}")
@@ -90,6 +96,7 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         self.rank = rank
         self.world_size = world_size
         self.shuffled = shuffled
+        self.tagged = tagged
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         import webdataset
@@ -130,20 +137,41 @@ class StreamDataset(IterableDataset[dict[str, Any]]):
         from webdataset.tariterators import tar_file_expander, url_opener
 
         bare = 0
+        matched = not self.tagged
+        told = hand > 0  # one worker is enough
         for shard in self._shards(hand, hands):
-            found = False
-            name = shard.rstrip("/").rpartition("/")[2]
+            first = ""
+            name = shard_name(shard)
+            is_picture = PictureFilter()
             try:
                 # One by one: to group files, as webdataset does, writes what their names end with in small letters.
                 files = tar_file_expander(
-                    url_opener([{"url": shard}]), select_files=is_picture, eof_value=None
+                    url_opener([{"url": shard}]),
+                    select_files=is_picture,
+                    rename_files=member_name,
+                    eof_value=None,
                 )
                 for file in files:
-                    found = True
                     member = f"{name}/{file['fname']}"
+                    first = first or member
+                    matched = matched or member in self.tagged
                     yield Sample(member, Blob(member, file["data"]))
             except Exception as error:  # programs and tar files fail in many ways
                 raise DataError(f"{shard} cannot be streamed: {error}") from error
-            bare = 0 if found else bare + 1
+            bare = 0 if first else bare + 1
             if bare == len(self.shards):
                 raise DataError(f"{shard} and {bare - 1} more shards hold no picture")
+            if is_picture.beside and not told:
+                told = True
+                warn_of_beside(is_picture.beside, shard, is_picture.example)
+            if not matched and (
+                line := next((one for one in self.tagged if one.startswith(f"{name}/")), None)
+            ):
+                matched = True  # one warning is enough
+                logger.warning(
+                    "no picture of %s has a name that data.tags has: its names must be those of the stream, such as "
+                    "%s, got %s",
+                    shard,
+                    first,
+                    line,
+                )

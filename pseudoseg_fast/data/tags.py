@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def read_tags(path: str | Path, classes: Sequence[str], root: str | Path | None 
                 "class ends with the comma"
             )
         image, tags = (fields[column] for column in columns)
+        image = posixpath.normpath(image)  # ./images/7.jpg is images/7.jpg
         names = {tag.strip() for tag in tags.split(";") if tag.strip()}
         for unknown in sorted(names.difference(classes)):
             raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")

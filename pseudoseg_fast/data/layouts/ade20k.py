@@ -19,6 +19,6 @@ def recognise(root: Path) -> str | None:
 
 
 def read(root: Path) -> Tree:
-    """Return the pictures, 150 classes."""
+    """Return the pictures, 150 classes; the ids of another number of classes count from 0."""
     tree = read_pair(root, "images", "annotations", "training", "validation")
     return dataclasses.replace(tree, classes=class_names("ade20k"), reduce_zero_label=True)

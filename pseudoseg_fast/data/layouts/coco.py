@@ -10,7 +10,8 @@ Lin et al., Microsoft COCO, ECCV 2014. Masks are the first of these that is ther
 - ``annotations/instances_train2017.json``.
 
 The last two may be of anybody's classes: the file names them (:mod:`~pseudoseg_fast.data.layouts.coco_json`), and the
-folders may be called ``train`` and ``val``.
+folders may be called ``train`` and ``val``. Pictures that it lists without an annotation get masks where the classes
+are COCO's own, and none otherwise.
 """
 
 import logging
@@ -113,5 +114,16 @@ def _masks(root: Path, images: Path) -> tuple[Path | None, list[str] | None]:
         source, drawn = instances, coco_json.instance_masks(instances, images)
     else:
         return None, class_names("coco")
-    logger.info("masks of %s: those of %s, in %s", images.name, source, drawn)
-    return drawn, coco_json.mask_classes(drawn)
+    logger.info("masks of %s: those of %s, in %s", images.name, source, drawn.folder)
+    if bare := drawn.listed - drawn.annotated:
+        logger.info(
+            "%d of the %d pictures that %s lists have no annotation: %s",
+            bare,
+            drawn.listed,
+            source,
+            "they show background alone, as COCO means it"
+            if drawn.drawn > drawn.annotated
+            else "they are taken for pictures that nobody has looked at yet, and get no mask; where one shows "
+            "background alone, annotate any part of it with a category called background",
+        )
+    return drawn.folder, drawn.classes

@@ -8,7 +8,12 @@ panoptic masks hold it so, too.
 Panoptic (``panoptic_train2017.json`` and its PNGs): segments of things get their class, those of stuff are background,
 and pixels of no segment are ignored.
 
-Classes are the background and the file's things in the order of their ids: for COCO the 81 of the other mask files.
+Classes are the background and the file's things in the order of their ids, of which those of one name are one class:
+for COCO the 81 of the other mask files.
+
+What no instance covers is background. That goes for pictures without any annotation where the classes are COCO's own,
+whose annotators looked at all of them. Annotation tools list all pictures of a project, also those that nobody has
+looked at yet: with other classes such pictures get no mask.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import itertools
 import json
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,17 +36,38 @@ from tqdm import tqdm
 
 from pseudoseg_fast.data.cache import keep_folder, stamp
 from pseudoseg_fast.data.decode import open_whole
-from pseudoseg_fast.data.labels import IGNORE_INDEX
-from pseudoseg_fast.data.lists import DataError, read_lines
+from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES
+from pseudoseg_fast.data.layouts.tree import class_names
+from pseudoseg_fast.data.lists import DataError, shorten
 
 logger = logging.getLogger(__name__)
 
 BACKGROUND = "background"
-CLASSES = "classes.txt"
-VERSION = 1
+ABOUT = ".about.json"
+"""What is known of a folder of masks; hidden from those who look for masks in it."""
+VERSION = 2
 """To be raised with every change of what is drawn."""
 _ALONE = 64
 _CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A folder of masks.
+
+    Args:
+        folder: where they are.
+        classes: names in the order of their ids.
+        listed: number of pictures that the annotation file names.
+        annotated: number of those with any annotation.
+        drawn: number of masks.
+    """
+
+    folder: Path
+    classes: list[str]
+    listed: int
+    annotated: int
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +91,8 @@ class Drawing:
     source: Path | None = None
 
 
-def instance_masks(file: Path, images: Path) -> Path:
-    """Return the folder of masks of an instance file, with the names of the classes in ``classes.txt``.
+def instance_masks(file: Path, images: Path) -> Masks:
+    """Return the masks of an instance file.
 
     Args:
         file: the annotations.
@@ -81,10 +107,18 @@ def instance_masks(file: Path, images: Path) -> Path:
         by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for shape in content["annotations"]:
             by_image[shape["image_id"]].append(shape)
+        problems = [
+            f"annotation {shape.get('id', 'without id')} {problem}, in {image['file_name']}"
+            for image in content["images"]
+            for shape in by_image[image["id"]]
+            if (problem := _problem(shape, image, classes))
+        ]
+        if problems:
+            raise DataError(
+                f"{file}: {len(problems)} annotations cannot be drawn; mend or remove them:\n{shorten(problems)}"
+            )
         for image in content["images"]:
             shapes = by_image[image["id"]]
-            if bare := [shape["id"] for shape in shapes if not shape.get("segmentation")]:
-                raise DataError(f"{file}: annotation {bare[0]} has a box and no segmentation; expected masks")
             yield Drawing(
                 _mask_name(image["file_name"], images),
                 (image["height"], image["width"]),
@@ -102,8 +136,32 @@ def instance_masks(file: Path, images: Path) -> Path:
     return _keep(file, images, drawings)
 
 
-def panoptic_masks(file: Path, segments: Path, images: Path) -> Path:
-    """Return the folder of masks of a panoptic file and the folder of its PNGs, likewise."""
+def _problem(shape: dict[str, Any], image: dict[str, Any], classes: dict[int, int]) -> str | None:
+    """Return why an instance cannot be drawn, or None."""
+    if shape["category_id"] not in classes:
+        known = ", ".join(map(str, itertools.islice(classes, 9))) + (", ..." if len(classes) > 9 else "")
+        return f"is of category {shape['category_id']}, which is none of the file's things: {known}"
+    parts = shape.get("segmentation")
+    if not parts:
+        return "has a box and no segmentation"
+    if isinstance(parts, list):
+        covers = any(map(_is_polygon, parts))
+        return (
+            None
+            if covers
+            else f"has the polygon {str(parts[0])[:40]}; expected x, y of three points at least"
+        )
+    size = [image["height"], image["width"]]
+    return None if parts["size"] == size else f"is drawn on {parts['size']} pixels, its picture has {size}"
+
+
+def _is_polygon(part: object) -> bool:
+    """Say whether a part of a segmentation is a list of x, y, x, y ... of three points: fewer cover nothing."""
+    return isinstance(part, list) and len(part) >= 6 and isinstance(part[0], (int, float))
+
+
+def panoptic_masks(file: Path, segments: Path, images: Path) -> Masks:
+    """Return the masks of a panoptic file and the folder of its PNGs, likewise."""
 
     def drawings(content: dict[str, Any], classes: dict[int, int]) -> Iterator[Drawing]:
         names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -121,30 +179,30 @@ def panoptic_masks(file: Path, segments: Path, images: Path) -> Path:
     return _keep(file, images, drawings)
 
 
-def mask_classes(masks: Path) -> list[str]:
-    """Return the names of the classes of a folder of masks."""
-    return [name for _, name in read_lines(masks / CLASSES)]
-
-
 def _keep(
     file: Path, images: Path, drawings: Callable[[dict[str, Any], dict[int, int]], Iterator[Drawing]]
-) -> Path:
+) -> Masks:
     """Draw all masks of a file, unless they are there."""
 
     def fill(folder: Path) -> None:
         logger.info("drawing the masks of %s, once", file)
         try:
             content = json.loads(file.read_bytes())
-            names, classes = _classes(content["categories"])
+            names, classes = _classes(content["categories"], file)
             tasks = list(drawings(content, classes))
+            listed = len(content["images"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{file} is no COCO annotation file: {type(error).__name__}: {error}") from error
-        if not tasks:
+        if not listed:
             raise DataError(f"{file} names no pictures")
         del content
-        (folder / CLASSES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        annotated = [task for task in tasks if task.shapes or task.source]
+        if names != class_names("coco"):
+            tasks = annotated
+        about = {"classes": names, "listed": listed, "annotated": len(annotated), "drawn": len(tasks)}
+        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
         for above in {os.path.dirname(task.name) for task in tasks}:
             (folder / above).mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=len(tasks), desc="masks", unit="picture", disable=None)
@@ -157,23 +215,39 @@ def _keep(
             for count in pool.map(_save, itertools.repeat(folder), chunks):
                 bar.update(count)
 
-    return keep_folder("masks", (VERSION, str(file), stamp(file), str(images)), fill)
+    folder = keep_folder("masks", (VERSION, str(file), stamp(file), str(images)), fill)
+    return Masks(folder, **json.loads((folder / ABOUT).read_text(encoding="utf-8")))
 
 
-def _classes(categories: list[dict[str, Any]]) -> tuple[list[str], dict[int, int]]:
-    """Return the names of the classes, and the class of each category that has one of its own."""
+def _classes(categories: list[dict[str, Any]], file: Path) -> tuple[list[str], dict[int, int]]:
+    """Return the names of the classes, and the class of each category that has one.
+
+    Raises:
+        DataError: there are none or too many, a name is empty, or an id has two.
+    """
     things = sorted(
         (category for category in categories if category.get("isthing", 1)),
         key=lambda category: category["id"],
     )
     names = [BACKGROUND]
-    classes = {}
+    classes: dict[int, int] = {}
     for thing in things:
-        if thing["name"].lower() == BACKGROUND:
-            classes[thing["id"]] = 0
-            continue
-        classes[thing["id"]] = len(names)
-        names.append(thing["name"])
+        name = " ".join(thing["name"].split())
+        name = BACKGROUND if name.lower() == BACKGROUND else name
+        if name not in names:
+            names.append(name)
+        if not name or classes.setdefault(thing["id"], names.index(name)) != names.index(name):
+            raise DataError(
+                f"{file}: the category {thing['id']} has {'two names' if name else 'no name'}; give it one"
+            )
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise DataError(
+            f"{file} names {len(names) - 1} categories of things beside the background; expected 1 to "
+            f"{MAX_CLASSES - 1}, since masks are 8-bit and 255 means ignored"
+        )
+    for target, count in Counter(classes.values()).items():
+        if count > 1:
+            logger.info("%s: %d categories are called %s, and are one class", file, count, names[target])
     return names, classes
 
 
@@ -204,7 +278,7 @@ def _draw_instances(task: Drawing) -> NDArray[np.uint8]:
     drawn = []
     for label, shape, crowd in zip(task.classes, task.shapes, task.crowds, strict=True):
         if isinstance(shape, list):
-            shape = coco.merge(coco.frPyObjects(shape, height, width))
+            shape = coco.merge(coco.frPyObjects(list(filter(_is_polygon, shape)), height, width))
         elif isinstance(shape["counts"], list):
             shape = coco.frPyObjects(shape, height, width)
         drawn.append((not crowd, -int(coco.area(shape)), label, shape))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from itertools import chain
 from pathlib import Path
 
 from pseudoseg_fast.data.listing import list_pictures
 from pseudoseg_fast.data.lists import DataError, Sample, shorten
-from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.samples import Joined, Names, Samples
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class Tree:
     image_end: str = ""
 
     @property
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Joined:
         """All pictures."""
-        return chain(self.labeled, self.unlabeled, self.val)
+        return Joined(self.labeled, self.unlabeled, self.val)
 
     def without(self, taken: Sequence[Sample], root: Path) -> Samples:
         """Return the training pictures that are not taken, sorted and without masks."""
@@ -91,9 +90,10 @@ def pair(
     if masks is None or not masks.is_dir():
         names = [name for name in pictures(images) if _stem(name).endswith(image_end)]
         return Pairs(unlabeled=Samples(root, Names.of(f"{above}{name}" for name in names)))
-    found = [stems(masks, end) for end in mask_ends]
+    files = pictures(masks)
+    found = [stems(masks, files, end) for end in mask_ends]
     labeled, unlabeled, taken = [], [], set()
-    for stem, name in stems(images, image_end).items():
+    for stem, name in stems(images, pictures(images), image_end).items():
         mask = next((names[stem] for names in found if stem in names), None)
         if mask is None:
             unlabeled.append(f"{above}{name}")
@@ -107,15 +107,20 @@ def pair(
     )
 
 
-def stems(folder: Path, end: str = "") -> dict[str, str]:
-    """Return the pictures below a folder, relative to it, by that name without ``end`` and suffix; others are left out.
+def stems(folder: Path, files: Iterable[str], end: str = "") -> dict[str, str]:
+    """Return the pictures below a folder by their names without ``end`` and suffix; others are left out.
+
+    Args:
+        folder: where they lie.
+        files: the pictures, relative to it.
+        end: of the stems that are meant.
 
     Raises:
-        DataError: there is no such folder, or two files have one stem.
+        DataError: two files have one stem.
     """
     found: dict[str, str] = {}
     clashes: list[str] = []
-    for name in pictures(folder):
+    for name in files:
         stem = _stem(name)
         if not stem.endswith(end):
             continue

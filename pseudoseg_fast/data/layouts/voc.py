@@ -4,9 +4,11 @@ Everingham et al., The PASCAL Visual Object Classes Challenge; SegmentationClass
 ICCV 2011, in the form in which everybody uses them. Masks are palette or grey PNGs of ids.
 """
 
+import re
+from collections.abc import Container
 from pathlib import Path
 
-from pseudoseg_fast.data.layouts.tree import Tree, class_names, first_folder, prefix, stems
+from pseudoseg_fast.data.layouts.tree import Tree, class_names, pictures, prefix, stems
 from pseudoseg_fast.data.lists import DataError, Sample, read_lines, shorten
 
 EXPECTED = (
@@ -14,6 +16,9 @@ EXPECTED = (
 )
 LISTS = Path("ImageSets", "Segmentation")
 AUGMENTED = ("trainaug.txt", "train_aug.txt")
+MASKS = ("SegmentationClass", "SegmentationClassAug")
+"""The latter count where both have a mask."""
+_SHOWS = re.compile(r"\s+(-1|0|1)$")
 
 
 def recognise(root: Path) -> str | None:
@@ -27,44 +32,45 @@ def read(root: Path) -> Tree:
     Without a trainaug.txt the unlabelled pictures are all that are in neither train.txt nor val.txt.
     """
     images = root / "JPEGImages"
-    pictures = stems(images)
-    folder = first_folder(root, "SegmentationClass", "SegmentationClassAug")
-    masks = _masks(folder) if folder else {}
-    if (root / "SegmentationClassAug").is_dir():
-        masks |= _masks(root / "SegmentationClassAug")
-    train, val = (_ids(root / LISTS / f"{name}.txt") for name in ("train", "val"))
+    files = stems(images, pictures(images))
+    folders = [root / name for name in MASKS if (root / name).is_dir()]
+    masks = {
+        stem: folder / name for folder in folders for stem, name in stems(folder, pictures(folder)).items()
+    }
+    train, val = (_ids(root / LISTS / f"{name}.txt", files) for name in ("train", "val"))
     augmented = next((root / LISTS / name for name in AUGMENTED if (root / LISTS / name).is_file()), None)
     known = {*train, *val}
-    others = [name for name in (_ids(augmented) if augmented else sorted(pictures)) if name not in known]
-    if missing := [name for name in [*train, *val, *others] if name not in pictures]:
+    others = [name for name in (_ids(augmented, files) if augmented else sorted(files)) if name not in known]
+    if missing := [name for name in [*train, *val, *others] if name not in files]:
         raise DataError(
             f"{len(missing)} ids of {root / LISTS} have no picture in {images}:\n{shorten(missing)}"
         )
     if missing := [name for name in [*train, *val] if name not in masks]:
         raise DataError(
-            f"{len(missing)} ids of train.txt and val.txt have no mask in {folder or root / 'SegmentationClass'}:\n"
+            f"{len(missing)} ids of train.txt and val.txt have no mask in {(folders or [root / MASKS[0]])[0]}:\n"
             f"{shorten(missing)}"
         )
 
     def sample(name: str) -> Sample:
-        return Sample(f"{prefix(root, images)}{pictures[name]}", images / pictures[name], masks.get(name))
+        return Sample(f"{prefix(root, images)}{files[name]}", images / files[name], masks.get(name))
 
     # What val.txt leaves to nobody's list keeps its mask: a list of one's own may call for it.
     return Tree(
         [sample(name) for name in train],
         [sample(name) for name in others],
         [sample(name) for name in val],
-        sorted(path for name, path in masks.items() if name not in pictures),
+        sorted(path for name, path in masks.items() if name not in files),
         classes=class_names("voc"),
     )
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    return {stem: folder / name for stem, name in stems(folder).items()}
+def _ids(path: Path, known: Container[str]) -> list[str]:
+    """Return the ids of a list, one a line.
 
-
-def _ids(path: Path) -> list[str]:
-    """Return the ids of a list, one a line; a second column is not for segmentation and is left out."""
+    A second column is not for segmentation and is left out: what follows a tab, or, where the line as a whole is no
+    picture that is known, the -1, 0 or 1 that says whether the picture shows a class.
+    """
     if not path.is_file():
         return []
-    return [line.split()[0] for _, line in read_lines(path)]
+    ids = (line.strip().partition("\t")[0].strip() for _, line in read_lines(path))
+    return [name if name in known else _SHOWS.sub("", name) for name in ids]
