@@ -7,6 +7,7 @@ python -m pseudoseg_fast.evaluate --onnx FILE --checkpoint FILE | --data...
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast import functional
 from pseudoseg_fast.config import Config, DataConfig, Parser, choose_accelerator, to_dict
-from pseudoseg_fast.data.lists import DataError, find_file
+from pseudoseg_fast.data.lists import DataError, find_file, shorten
 from pseudoseg_fast.data.read import IGNORE_INDEX
 from pseudoseg_fast.data.sets import data_root
 from pseudoseg_fast.depthwise import use_depthwise_kernels
@@ -65,6 +66,11 @@ class Scores:
         return "\n".join([*lines, f"{'mIoU':<{width}}  {100 * self.miou:>6.2f}"])
 
     @staticmethod
+    def unknown(classes: Sequence[str]) -> Scores:
+        """Return scores of which nothing is known: NaN for every class."""
+        return Scores(tuple(classes), (math.nan,) * len(classes), (0,) * len(classes))
+
+    @staticmethod
     def from_confusion(confusion: Tensor, classes: Sequence[str]) -> Scores:
         """Make scores of a confusion matrix [C, C], rows truth, columns prediction."""
         confusion = confusion.double()
@@ -98,26 +104,38 @@ def evaluate(
         NotFinite: in all processes: the network answers pictures with NaN, of which no class is the largest.
     """
     device = next(network.parameters()).device
-    wrong = torch.zeros((), dtype=torch.int64, device=device)
+    seen: list[str] = []
+    flags: list[Tensor] = []
+    latest: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, outputs: Outputs) -> None:
+        latest[:] = [outputs.decoder_logits.isnan().flatten(1).any(1)]
 
     def label(images: Tensor, size: tuple[int, int]) -> Tensor:
-        return predict(network, images.to(device), size, align_corners=align_corners)
+        labels = predict(network, images.to(device), size, align_corners=align_corners)
+        flags.extend(latest)
+        return labels
 
-    def count(module: nn.Module, inputs: Any, outputs: Outputs) -> None:
-        wrong.add_(outputs.decoder_logits.isnan().flatten(1).any(1).sum())
+    def note_name(sample: dict[str, Any], labels: Tensor) -> None:
+        seen.append(sample["name"])
+        if watch:
+            watch(sample, labels)
 
     training = network.training
     network.eval()
-    handle = network.register_forward_hook(count)
+    hook = network.register_forward_hook(note)
     try:
-        scores = score(label, batches, classes, device=device, watch=watch, total=total)
+        scores = score(label, batches, classes, device=device, watch=note_name, total=total)
     finally:
-        handle.remove()
+        hook.remove()
         network.train(training)
-    if pictures := int(total(wrong) if total else wrong):
+    wrong = torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool, device=device)
+    if count := int(total(wrong.sum()) if total else wrong.sum()):
+        named = [name for name, flag in zip(seen, wrong.tolist(), strict=True) if flag]
         raise NotFinite(
-            f"the network answers {pictures} of the pictures that it is scored on with NaN: its weights or running "
-            "statistics are spoilt, or half precision is too little for them"
+            f"the network answers {count} of the pictures that it is scored on with NaN, so that they have no labels: "
+            "its weights or running statistics are spoilt, or half precision is too little for them:\n"
+            + shorten(named or ["those of another process"])
         )
     return scores
 

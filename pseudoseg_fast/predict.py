@@ -70,7 +70,7 @@ class Writer:
         """Write probabilities, unless there are none or they are in their file already."""
         values = result.probabilities
         if values is not None and not isinstance(values, np.memmap):
-            write_whole(self.out, name, lambda path: np.save(path, values.astype(np.float16)))
+            write_whole(self.out, name, lambda path: np.save(path, values))
 
     def draw(self, picture: Picture, labels: Pixels) -> Image.Image:
         """Lay the classes' colours over a picture, strip by strip."""
@@ -147,7 +147,7 @@ class Predictor:
         key = self.segmenter.group_key(picture)
         self._waiting.setdefault(key, []).append((job, picture))
         settings = self.segmenter.settings
-        if len(self._waiting[key]) == settings.batch_size:
+        if len(self._waiting[key]) >= self.segmenter.batch_size(picture):
             self._flush(key)
         limit = 4 * settings.batch_size * settings.tile**2
         while sum(waiting.width * waiting.height for _, waiting in self._all_waiting()) > limit:
@@ -210,7 +210,8 @@ class Predictor:
 
     def _frames(self, job: Job, overlay: video.VideoWriter | None) -> None:
         frames = enumerate(video.read_frames(job.source))
-        while batch := list(islice(frames, self.segmenter.settings.batch_size)):
+        for first in frames:
+            batch = [first, *islice(frames, self.segmenter.batch_size(first[1]) - 1)]
             pictures = [picture for _, picture in batch]
             names = [job.name / f"{index:06d}" for index, _ in batch]
             if self.segmenter.is_large(pictures[0]):
@@ -254,7 +255,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--opacity", type=float, default=0.5, help="of the overlay's colours, 0 to 1")
     parser.add_argument(
-        "--probabilities", action="store_true", help="also NAME.npy, float16 [classes, height, width]"
+        "--probabilities",
+        action="store_true",
+        help="also NAME.npy, float16 [classes, height, width]: 2 bytes x classes x pixels",
     )
     parser.add_argument("--flip", action="store_true", help="average with the answer to the mirrored picture")
     parser.add_argument(

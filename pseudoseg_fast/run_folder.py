@@ -64,8 +64,8 @@ def run_folder(config: Config, *, restart: bool = False) -> tuple[Path, list[Pat
     folder = Path(run.dir)
     if not run.overwrite and (folder / "config.yaml").exists() and not holds_run(folder):
         raise ValueError(
-            f"{folder} holds a config.yaml that no run wrote, which that of the run would replace: move it elsewhere, "
-            "or choose another --run.dir"
+            f"{folder} holds a config.yaml without the run.json that a run writes beside it, and the run's would take "
+            "its place: move it elsewhere, choose another --run.dir, or let it go with --run.overwrite true"
         )
     if run.resume == "auto" or restart or (restarts and run.resume is None):
         paths = newest_first(folder / "checkpoints")

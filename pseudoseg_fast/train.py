@@ -80,7 +80,7 @@ def prepare_folder(trainer: Trainer, folder: Path, *, go_on: bool) -> None:
         trainer.tensorboard.go_on(trainer.step)
         if trainer.step < trainer.config.optim.steps:
             forget_end(folder, trainer.step)
-    elif holds_run(folder):
+    elif holds_run(folder) or trainer.config.run.overwrite:
         clear_folder(folder)
     describe_run(folder, trainer.config, trainer.data, trainer.fabric)
 

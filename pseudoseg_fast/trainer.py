@@ -347,8 +347,10 @@ class Trainer:
                     align_corners=self.config.method.align_corners,
                     total=lambda counts: reduce(self.fabric, counts, "sum"),
                 )
-            except NotFinite as error:
-                raise NotFinite(f"step {self.step}: {error}") from error
+            except NotFinite as error:  # if it is the weights, the next steps will say so
+                self.scores = Scores.unknown(self.data.classes)
+                if self.fabric.is_global_zero:
+                    logger.warning("step %d is not scored: %s", self.step, error)
         seconds = time.monotonic() - began
         if self.scored != self.step:  # else a finished run shows its results again
             named = {

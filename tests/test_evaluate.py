@@ -137,7 +137,7 @@ def test_answers_of_nan_are_not_scored(network):
     try:
         with torch.no_grad():
             bias[1] = float("nan")
-        with pytest.raises(NotFinite, match="answers 3 of the pictures that it is scored on with NaN"):
+        with pytest.raises(NotFinite, match=r"answers 3 of the pictures (?s:.*)\n  0"):
             evaluate(network, [samples], tiny.CLASSES)
     finally:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Losses that are not finite, and memory that runs out: found, named, and nothing of them kept."""
 
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -86,6 +87,23 @@ def test_checkpoints_are_not_given_up_for_those_of_steps_left_out(root, tmp_path
     message = capsys.readouterr().err
     assert f"go on from an older one, such as --run.resume {folder / 'step-2.ckpt'}" in message
     assert "or leave such steps out" not in message
+
+
+def test_an_evaluation_whose_answers_are_nan_is_told_of_and_not_the_best(root, tmp_path, monkeypatch, caplog):
+    evaluate, calls = trainer.evaluate, []
+
+    def second_is_nan(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 2:
+            raise NotFinite("the network answers 1 of the pictures with NaN")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", second_is_nan)
+    assert train.main(tiny.options(root, tmp_path / "run", {"run.eval_every": 1})) == 0
+    assert "step 2 is not scored: the network answers 1 of the pictures with NaN" in caplog.text
+    scores = {row["step"]: row["mIoU"] for row in tiny.log(tmp_path / "run") if "mIoU" in row}
+    assert [step for step, score in scores.items() if math.isnan(score)] == [2]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["miou"]["best_step"] != 2
 
 
 def test_steps_are_not_left_out_for_ever(root, tmp_path, monkeypatch, capsys):

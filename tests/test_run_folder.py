@@ -51,7 +51,7 @@ def test_auto_begins_a_run_where_there_is_none(tmp_path, made):
 @pytest.mark.parametrize("options", [[], ["--run.resume=auto"]])
 def test_a_configuration_that_no_run_wrote_is_not_replaced(tmp_path, options):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ValueError, match=r"holds a config\.yaml that no run wrote"):
+    with pytest.raises(ValueError, match=r"config\.yaml without the run\.json that a run writes"):
         run_folder(config(tmp_path, *options))
     assert run_folder(config(tmp_path, *options, "--run.overwrite=true")) == (tmp_path, [])
 

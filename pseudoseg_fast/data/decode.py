@@ -125,7 +125,7 @@ def read_image(
     if pixels.shape[2] != channels:
         raise DataError(
             f"{path} has {pixels.shape[2]} channels, expected {channels}: train with --model.in_channels "
-            f"{pixels.shape[2]} if all pictures are like this one"
+            f"{pixels.shape[2]} if all pictures are like this one, or save them with {channels}"
         )
     pixels = _to_bytes(pixels, white, path)
     return np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)

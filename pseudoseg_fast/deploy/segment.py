@@ -69,7 +69,8 @@ class Result:
 
     Attributes:
         labels: class ids uint8 [H, W], at the picture's size.
-        probabilities: [C, h, w] in 0..1, or None unless asked for; at the size of :meth:`Segmenter.answer_size`.
+        probabilities: float16 [C, h, w] in 0..1, or None unless asked for; at the size of
+            :meth:`Segmenter.answer_size`.
     """
 
     labels: Pixels
@@ -129,18 +130,13 @@ class Segmenter:
         """Return what pictures of one batch have in common: the sizes at which they are seen and answered."""
         return self.working_size(picture), self.answer_size(picture)
 
-    def small(self, pictures: Sequence[Picture]) -> list[Result]:
-        """Segment pictures of one ``group_key``, none of them large."""
-        seen, size = self.group_key(pictures[0])
-        most = self._batch_size(size)
-        return [
-            result
-            for first in range(0, len(pictures), most)
-            for result in self._together(pictures[first : first + most], seen, size)
-        ]
+    def batch_size(self, picture: Picture) -> int:
+        """Return how many pictures like this, one that is not large, go into one run of the model."""
+        return self._batch_size(self.answer_size(picture))
 
-    def _together(self, pictures: Sequence[Picture], seen: Size, size: Size) -> list[Result]:
-        """Segment pictures in one run."""
+    def small(self, pictures: Sequence[Picture]) -> list[Result]:
+        """Segment pictures of one ``group_key``, none of them large, in one run."""
+        seen, size = self.group_key(pictures[0])
         images = np.stack([self._pixels(picture, seen) for picture in pictures])
         answers = self._answer(images, size)
         results = []
@@ -149,7 +145,7 @@ class Segmenter:
                 labels, probabilities = values, None
             else:
                 labels = values.argmax(0).astype(np.uint8)
-                probabilities = values if self.settings.probabilities else None
+                probabilities = values.astype(np.float16) if self.settings.probabilities else None
             results.append(Result(_enlarge(labels, picture), probabilities))
         return results
 
