@@ -18,7 +18,7 @@ test: $(VENV)/test
 
 # The suite with the oldest Python and libraries that pyproject.toml admits; needs uv.
 oldest:
-	uv venv --quiet --clear --python $(OLDEST) $(VENV)-oldest
+	uv venv --quiet --clear --seed --python $(OLDEST) $(VENV)-oldest
 	uv pip install --quiet --python $(VENV)-oldest/bin/python --resolution lowest-direct --editable '.[test,tiff]'
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python $(PYTEST)
 

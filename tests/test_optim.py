@@ -51,7 +51,7 @@ def test_groups(network, name, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "optim.lr must be positive, got 0.0"),
+        ({"lr": 0.0}, "optim.lr must be positive and finite, got 0.0"),
         ({"lr": float("nan")}, "optim.lr must be positive"),
         ({"steps": 0}, "optim.steps must be positive"),
         ({"unlabeled_batch_size": 0}, "optim.unlabeled_batch_size must be positive"),
