@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -402,9 +403,22 @@ def test_voc_ids_may_have_spaces(tmp_path):
     assert [Path(sample.name).stem for sample in tree.labeled] == ["a", "photo", "photo (2)"]
     assert [sample.mask.stem for sample in tree.val] == ["photo (1)", "photo 1", "c"]
     assert [Path(sample.name).stem for sample in tree.unlabeled] == ["b"]
-    (lists / "val.txt").write_text("photo (3)\n")
-    with pytest.raises(DataError, match=r"1 ids of .* have no picture in .*\n  photo \(3\)"):
-        read_tree("voc", root)
+    for name in ("photo (3)", "photo copy"):
+        (lists / "val.txt").write_text(f"{name}\n")
+        with pytest.raises(DataError, match=rf"1 ids of .* have no picture in .*\n  {re.escape(name)}"):
+            read_tree("voc", root)
+
+
+@pytest.mark.parametrize("rest", ["3", " 1", "-1", " 1 0", "\t1\t0", "{0}", "/x/{0}.png"])
+def test_further_columns_of_voc_lists_are_left_out(tmp_path, rest):
+    root = arrange(tmp_path, "voc")
+    expected = read_tree("voc", root)
+    for path in (root / "ImageSets/Segmentation").iterdir():
+        ids = path.read_text().split()
+        path.write_text("".join(f"{name} {rest.format(name)}\n" for name in ids))
+    found = read_tree("voc", root)
+    assert (found.labeled, found.val) == (expected.labeled, expected.val)
+    assert [*found.unlabeled] == [*expected.unlabeled]
 
 
 def test_walk_follows_links_but_not_in_circles(tmp_path):

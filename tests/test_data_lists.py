@@ -69,26 +69,80 @@ def test_a_space_may_be_part_of_a_name(root, line):
     assert read_unlabeled(path, root, Index(found))[0] == expected._replace(mask=None)
 
 
+@pytest.fixture
+def index(root):
+    return Index([Sample("images/a.jpg", root / "images/a.jpg", root / "masks/a.png")])
+
+
 @pytest.mark.parametrize(
-    "line", ["images/a (3).jpg", "a (3)", "a 3", "images/a.jpg (3)", "a masks/nowhere.png"]
+    "line",
+    [
+        "images/a (3).jpg",
+        "a (3)",
+        "a copy",
+        "a copy 2",
+        "a 2 copy.jpg",
+        "images/a.jpg copy 2.jpg",
+        "a b 2.jpg",
+    ],
 )
-def test_a_line_that_is_no_picture_is_not_read_as_another(root, line):
-    index = Index([Sample("images/a.jpg", root / "images/a.jpg", root / "masks/a.png")])
+def test_a_line_that_is_no_picture_is_not_read_as_another(root, index, line):
     path = write(root / "list.txt", f"{line}\n")
     for masks in ("required", "optional", "ignored"):
         with pytest.raises(DataError) as error:
             read_list(path, root, masks, index)
-        assert "a tab between columns where names have spaces" in str(error.value)
+        assert "a tab between the two where names have spaces" in str(error.value)
+        assert "or names that the layout knows:" in str(error.value)
+        assert "--data.layout" not in str(error.value)
         assert f"line 1: {root / line}" in str(error.value)
+        with pytest.raises(DataError, match=r"bare ids need a --data.layout"):
+            read_list(path, root, masks)
 
 
-def test_spaces_between_columns_where_the_layout_knows_better(root):
-    """Lists that others publish: ids, or masks of a folder that is not there."""
-    index = Index([Sample("images/a.jpg", root / "images/a.jpg", root / "masks/a.png")])
-    for line in ("images/a.jpg nowhere/a.png", "/images/a.jpg /nowhere/a.png", "a masks/a.png"):
-        path = write(root / "list.txt", f"{line}\n")
-        assert read_list(path, root, index=index)[0].mask == root / "masks/a.png"
-        assert read_unlabeled(path, root, index)[0].name == "images/a.jpg"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a 1",
+        "a  -1",
+        "a +0.5",
+        "a 1 0 -1",
+        "a a",
+        "a a.png",
+        "a masks/a.png",
+        "a nowhere/a.png",
+        "images/a masks/a",
+        "/images/a /nowhere/a",
+        "/images/a.jpg /nowhere/a.png",
+        "images/a.jpg 3",
+        "images/a.jpg -",
+        "images/a.jpg (3)",
+        "images/a.jpg x.mat",
+        "images/a.jpg masks/a",
+        "images/a.jpg masks/a.npy",
+        "images/a.jpg nowhere/a.png",
+        "images/a.jpg masks/a.png 1",
+    ],
+)
+def test_further_columns_need_no_tab(root, index, line):
+    """Lists that others publish: ids and flags, or masks of a folder that is not there, which the layout replaces."""
+    path = write(root / "list.txt", f"{line}\n")
+    assert read_list(path, root, index=index) == index.samples
+    assert read_list(path, root, "optional", index) == index.samples
+    assert read_unlabeled(path, root, index)[0] == index.samples[0]._replace(mask=None)
+
+
+def test_a_second_column_that_no_layout_replaces(root):
+    path = write(root / "list.txt", "images/a.jpg 3\n")
+    with pytest.raises(DataError, match=rf"missing files in .*: 1;.*\n  line 1: {root / '3'}$"):
+        read_list(path, root)
+    assert read_unlabeled(path, root)[0].name == "images/a.jpg"
+
+
+def test_an_id_of_several_pictures_is_refused(root):
+    found = [Sample(f"{name}/a.jpg", root / name / "a.jpg") for name in ("x", "y")]
+    for line in ("a", "a 1", "a a"):
+        with pytest.raises(DataError, match=r"line 1: a may be x/a.jpg, y/a.jpg; expected more of its path"):
+            read_list(write(root / "list.txt", f"{line}\n"), root, "ignored", Index(found))
 
 
 def test_whole_paths_need_no_index(root):
@@ -130,7 +184,7 @@ def test_all_missing_files_come_in_one_error(root):
             "images/a.jpg\n", r"line 1: expected 'image mask', got only 'images/a.jpg'", id="no-mask"
         ),
         pytest.param(
-            "images/b 2.jpg masks/b 2.png\n", r"missing files in .*: 1; .* a tab between columns", id="spaces"
+            "images/b 2.jpg masks/b 2.png\n", r"missing files in .*: 1; .* a tab between the two", id="spaces"
         ),
         pytest.param("images/a.jpg\tmasks/a.png\tx\n", "line 1: .* got 3 columns", id="columns"),
         pytest.param("images/a.jpg ../other/a.png\n", r"line 1: ../other/a.png leaves the root", id="leaves"),

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pseudoseg_fast.config import DataConfig
 from pseudoseg_fast.data import cache, listing, pool, read
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.layouts.tree import pair
-from pseudoseg_fast.data.lists import DataError, Sample
+from pseudoseg_fast.data.lists import DataError, Index, Sample
 from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import check_masks
-from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.samples import Joined, Names, Samples
+from pseudoseg_fast.data.sets import read_others
 from pseudoseg_fast.data.tags import Tags
 
 NAMES = ["a b.jpg", "deep/z.jpg", "deep/ü.png", "last.jpg"]
@@ -135,31 +137,73 @@ def test_of_processes_together_one_walks(root, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("walk-*"))) == 1
 
 
+def test_masks_are_not_looked_for_among_pictures_that_have_none(root, monkeypatch):
+    labeled = [Sample(NAMES[0], root / NAMES[0], root / NAMES[2])]
+    index = Index(Joined(labeled, Samples(root, Names.of(NAMES)), []))
+    monkeypatch.setattr(Samples, "__iter__", never)
+    others = read_others(DataConfig(str(root), unlabeled=str(root)), root, index, [])
+    assert list(others.names) == [NAMES[0], NAMES[1], NAMES[3]]
+
+
 def test_a_list_is_checked_once(root, monkeypatch):
     path = write(root / "list.txt", ["# names", "a b.jpg\tmasks/nowhere.png", "deep/ü.png", "last.jpg"])
     monkeypatch.setattr(pool, "_LISTED", 2)
     assert list(read_unlabeled(path, root).names) == ["a b.jpg", "deep/ü.png", "last.jpg"]
-    monkeypatch.setattr(pool, "_all_there", never)
+    monkeypatch.setattr(pool, "split_line", never)
     assert list(read_unlabeled(path, root).names) == ["a b.jpg", "deep/ü.png", "last.jpg"]
     write(path, ["last.jpg"])
     with pytest.raises(AssertionError, match="looked again"):
         read_unlabeled(path, root)
 
 
-def test_names_with_spaces_are_checked_once(root, monkeypatch):
-    (root / "a").touch()
-    lines = ["a b.jpg", "last.jpg deep/nowhere.png", "a b.jpg\tlast.jpg", "a b.jpg\t"]
+@pytest.mark.parametrize("asked", [1, 3, 100])
+def test_names_with_spaces_and_further_columns_are_checked_once(root, monkeypatch, asked):
+    for name in ("a", "last", "last.jpg copy.jpg", "deep/bare"):
+        (root / name).touch()
+    lines = {
+        "a b.jpg": "a b.jpg",
+        "last.jpg deep/nowhere.png": "last.jpg",
+        "last.jpg nowhere.png": "last.jpg",
+        "last.jpg 3": "last.jpg",
+        "last.jpg copy.jpg": "last.jpg copy.jpg",
+        "a b.jpg\tlast.jpg": "a b.jpg",
+        "a b.jpg\t": "a b.jpg",
+        "deep/z.jpg deep/ü.png": "deep/z.jpg",
+        "deep/z.jpg 1 0": "deep/z.jpg",
+        "deep/bare": "deep/bare",
+    }
+    monkeypatch.setattr(pool, "_LISTED", asked)
+    monkeypatch.setattr(pool, "read_list", never)
     path = write(root / "list.txt", lines)
     for _ in range(2):
-        assert list(read_unlabeled(path, root).names) == ["a b.jpg", "last.jpg", "a b.jpg", "a b.jpg"]
-        monkeypatch.setattr(pool, "_all_there", never)
+        assert list(read_unlabeled(path, root).names) == list(lines.values())
+        monkeypatch.setattr(pool, "split_line", never)
 
 
-def test_what_is_no_plain_name_is_read_line_by_line(root):
-    for name in ("last.jpg copy.jpg", "flat.png"):
-        (root / name).touch()
-    path = write(root / "list.txt", ["last.jpg copy.jpg", "last.jpg flat.png", "a b.jpg"])
-    assert list(read_unlabeled(path, root).names) == ["last.jpg copy.jpg", "last.jpg", "a b.jpg"]
+def test_folders_of_many_pictures_are_listed_not_asked(root, monkeypatch):
+    for number in range(20):
+        (root / f"deep/{number}.jpg").touch()
+    asked = []
+    isfile = os.path.isfile
+    monkeypatch.setattr(pool, "_LISTED", 3)
+    path = write(root / "list.txt", [f"deep/{number}.jpg {number}_mask.png" for number in range(20)])
+    monkeypatch.setattr(pool.os.path, "isfile", lambda name: asked.append(name) or isfile(name))
+    assert len(read_unlabeled(path, root)) == 20
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("asked", [1, 100])
+def test_what_is_no_plain_name_is_read_line_by_line(root, monkeypatch, asked):
+    """Such as the name of a picture without its suffix, whose first word is a folder."""
+    monkeypatch.setattr(pool, "_LISTED", asked)
+    (root / "deep 2.jpg").touch()
+    index = Index([Sample("deep 2.jpg", root / "deep 2.jpg")])
+    path = write(root / "list.txt", ["deep 2", "./last.jpg", "/last.jpg /deep/nowhere.png", "a b.jpg"])
+    names = ["deep 2.jpg", "last.jpg", "last.jpg", "a b.jpg"]
+    assert list(read_unlabeled(path, root, index).names) == names
+    for line in ("last (2).jpg", "deep (2)", "deep z"):
+        with pytest.raises(DataError, match=r"missing files in .*: 1;"):
+            read_unlabeled(write(root / "list.txt", ["last.jpg", line]), root, index)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,26 @@ def test_masks_beside_pictures_are_left_out(root, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [
+        (["frame.jpg", "frame.0001.jpg", "frame.0002.jpg"], []),
+        (["12.34.jpg", "12.34.5.jpg", "12.34.6.png"], []),
+        (["IMG.jpg", "IMG.JPG", "IMG.crop.jpg"], []),
+        (["../x.jpg", "y.jpg"], []),
+        (["a.jpg", "a.frames/b.png"], []),
+        (["7.jpg"], ["7.png"]),
+        (["7.tif"], ["7.PNG", "7.depth.png"]),
+        (["7.jpg"], ["7.seg.png", "7.mask_1.png", "7.labelIds.png", "7.gt.jpg"]),
+        (["scan.1.png"], ["scan.1.mask.png"]),
+    ],
+)
+def test_only_what_can_hardly_be_a_picture_is_left_out(root, pictures, masks, caplog):
+    write_shard(root / "pool.tar", {name: encoded(3) for name in [*pictures, *masks]})
+    assert list(read_unlabeled("pool.tar", root).names) == [f"pool.tar/{name}" for name in pictures]
+    assert len(caplog.records) == bool(masks)
+
+
 def test_steps_workers_and_ranks_see_what_they_see_of_single_files(root):
     samples = read_unlabeled("shards/pool-{00..01}.tar", root)
     for number, sample in enumerate(samples):

@@ -113,6 +113,11 @@ def test_masks_beside_pictures_are_left_out(tmp_path, caplog):
         "pipe:curl -s 'https://host/pool-07.tar?sign=x' | tee /tmp/other.tar",
         "pipe:ssh host cat pool-07.tar",
         "pipe:cat <(ssh host:pool-07.tar)",
+        "https://host/get?file=pool-07.tar&t=1",
+        "pipe:aws s3api get-object --key=pool-07.tar /dev/stdout",
+        "pipe:dd if=/data/pool-07.tar bs=1M",
+        "pipe:curl https://host.tar.com/pool-07.tar",
+        "pipe:ssh files.tar cat pool-07.tar",
     ],
 )
 def test_shards_are_named_as_on_a_disk(url):
@@ -122,6 +127,7 @@ def test_shards_are_named_as_on_a_disk(url):
 def test_shards_of_other_names():
     assert shard_name("pipe:zcat /data/pool-07.tar.gz -") == "pool-07.tar.gz"
     assert shard_name("s3://bucket/part=7 b.tar") == "part=7 b.tar"
+    assert shard_name("s3://my.tar.bucket/pool") == "pool"
     assert shard_name("https://host/shards/7?sign=x") == "7"
     assert shard_name("pipe:./make 7") == "make 7"
 

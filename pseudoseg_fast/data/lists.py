@@ -1,9 +1,9 @@
 """Lists of samples and class names: the text files that describe a data set.
 
 A list has one sample a line: an image, and for labelled samples its mask, both relative to the data set's root. Columns
-are separated by tabs where a line has one, else by spaces, unless these belong to a picture's name. Blank lines and
-lines that start with ``#`` are skipped. Where a layout has found the pictures, a line may name one in any way that is
-plain: an id, a stem, the end of its path.
+are separated by tabs where a line has one, else by spaces, unless these belong to a picture's name, see
+:func:`split_line`. Blank lines and lines that start with ``#`` are skipped. Where a layout has found the pictures, a
+line may name one in any way that is plain: an id, a stem, the end of its path.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import difflib
 import functools
 import logging
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+_ENDS = tuple(IMAGE_SUFFIXES)
 SHOWN = 10
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_T = TypeVar("_T")
 
 
 class DataError(ValueError):
@@ -142,17 +146,13 @@ class Index:
                 return found
         return []
 
-    def masks(self) -> set[Path]:
-        """Return the masks of the samples."""
-        return {sample.mask for sample in self.samples if sample.mask is not None}
-
     def _key(self, name: str) -> str:
         return (os.path.splitext(name)[0] if is_image(name) else name).removesuffix(self.image_end)
 
 
 def is_image(name: str) -> bool:
     """Say whether a name ends as those of the pictures and masks do that are read."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name.lower().endswith(_ENDS)
 
 
 def read_list(
@@ -185,8 +185,7 @@ def read_list(
     replaced = 0
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
-        image, mask = _columns(line, root, index, where)
-        sample = _picture(root, image, index, where)
+        sample, mask = _read_line(line, root, index, where)
         sample = (
             sample._replace(mask=None)
             if masks == "ignored"
@@ -196,9 +195,11 @@ def read_list(
         missing += [f"line {number}: {file}" for file in sample[1:] if file and not file.is_file()]
         samples.append(sample)
     if missing:
+        no_layout = next(iter(index.samples), None) is None
         raise DataError(
-            f"missing files in {path}: {len(missing)}; expected 'image mask' or 'image' a line, paths relative to the "
-            f"root {root}, a tab between columns where names have spaces, and a --data.layout for bare ids:\n"
+            f"missing files in {path}: {len(missing)}; expected 'image mask' or 'image' a line, with a tab between the "
+            f"two where names have spaces, and paths relative to the root {root}"
+            f"{' (bare ids need a --data.layout)' if no_layout else ', or names that the layout knows'}:\n"
             f"{shorten(missing)}"
         )
     if not samples:
@@ -260,44 +261,72 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
+        if (content := line.lstrip()) and not content.startswith("#"):
             yield number, line
 
 
-def _columns(line: str, root: Path, index: Index, where: str) -> tuple[str, str | None]:
-    """Split a line into image and mask; the mask is None where the line has none.
+def split_line(line: str, find: Callable[[str], _T]) -> tuple[_T, list[str]]:
+    """Return what the picture that a line of a list names is found as, and the line's columns, that picture's first.
 
-    Without a tab two words that are both files are image and mask. Else a space may be part of a name: the line as a
-    whole counts, unless it is no picture, and the second word is a file or both end as pictures and masks do.
+    Without a tab a space may be part of a name: the line as a whole counts, if that is a picture. Else its first word
+    does, but only where the other words look like columns, as files, paths, ids and numbers do: ``photo (1).jpg`` must
+    not become a picture ``photo``. A line that is neither is one column, for messages to show.
+
+    Args:
+        line: what the list has.
+        find: returns something true where a text names a picture, or another file that is known.
     """
     if "\t" in line:
         columns = [column for column in map(str.strip, line.split("\t")) if column]
-        if len(columns) > 2:
-            raise DataError(
-                f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}"
-            )
-        return columns[0], columns[1] if len(columns) == 2 else None
-    whole, words = line.strip(), line.split()
-    if len(words) == 2:
-        image, mask = (path is not None and path.is_file() for path in (_below(root, word) for word in words))
-        likely = mask or all(map(is_image, words))
-        if (image and mask) or (likely and not _picture(root, whole, index, where).image.is_file()):
-            return words[0], words[1]
-    return whole, None
+        return find(columns[0]), columns
+    words = line.split()
+    first = words[0]
+    if len(words) == 1:
+        return find(first), words
+    pair = len(words) == 2 and is_image(first)
+    # What lies in a folder "a.jpg masks" is no picture, and to look for it takes long where lines are many.
+    if pair and "/" in words[1] and (found := find(first)):
+        return found, words
+    whole = line.strip()
+    found = find(whole)
+    if not found and (pair or _are_columns(words[1:], find)) and (alone := find(first)):
+        return alone, words[:2]
+    return found, [whole]
 
 
-def _picture(root: Path, text: str, index: Index, where: str) -> Sample:
-    """Return the sample that a text means, without its mask where the text is a path; one without a file if none."""
+def _are_columns(words: Sequence[str], find: Callable[[str], object]) -> bool:
+    """Say whether words are more likely columns than parts of a name."""
+    return all("/" in word or _NUMBER.fullmatch(word) or find(word) for word in words)
+
+
+def _read_line(line: str, root: Path, index: Index, where: str) -> tuple[Sample, str | None]:
+    """Return the sample of a line, without its mask where the line has a path, and the text of its second column.
+
+    A picture that is missing is one without a file.
+    """
+    found, columns = split_line(line, functools.partial(_find, root, index))
+    text = columns[0]
+    if len(columns) > 2:
+        raise DataError(
+            f"{where}: expected 'image mask' or 'image', got {len(columns)} columns in {line.strip()!r}"
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: {text} may be {', '.join(sample.name for sample in found[:3])}; expected more of its path"
+        )
+    if not found:
+        found = [_sample(root, _inside(root, text, where))]
+        _inside(root, text.split()[0], where)  # of an image and a mask that are both elsewhere
+    return found[0], columns[1] if len(columns) == 2 else None
+
+
+def _find(root: Path, index: Index, text: str) -> list[Sample]:
+    """Return the samples that a text may mean: the file below the root alone, or else those of the index."""
     path = _below(root, text)
-    if path is None or not path.is_file():
-        found = index.find(text)
-        if len(found) > 1:
-            raise DataError(
-                f"{where}: {text} may be {', '.join(sample.name for sample in found[:3])}; expected more of its path"
-            )
-        if found:
-            return found[0]
-        path = _inside(root, text, where)
+    return [_sample(root, path)] if path is not None and path.is_file() else index.find(text)
+
+
+def _sample(root: Path, path: Path) -> Sample:
     return Sample(path.relative_to(root).as_posix(), path)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ from pseudoseg_fast.data.lists import (
     is_image,
     read_lines,
     read_list,
+    split_line,
 )
 from pseudoseg_fast.data.samples import Names, Samples
 from pseudoseg_fast.data.shards import ShardSamples, are_remote, are_shards, expand, read_shards
@@ -108,9 +109,16 @@ def _read_plain(path: Path, root: Path) -> Names:
 
     def find() -> Arrays:
         began = time.time_ns()
-        names = list(_plain_names(path))
-        if not _all_there(root, names):
-            raise _NotPlain
+        files = _Files(root)
+        names = []
+        for _, line in read_lines(path):
+            # A set answers three times as fast as a method that looks further, and nearly all lines need no more.
+            found, columns = split_line(line, files.listed.__contains__)
+            if not found:
+                found, columns = split_line(line, files.find)
+            if not found or len(columns) > 2:
+                raise _NotPlain
+            names.append(columns[0])
         return {"names": Names.of(names).data, "began": np.array(began)}
 
     def fresh(arrays: Arrays) -> bool:
@@ -120,36 +128,31 @@ def _read_plain(path: Path, root: Path) -> Names:
     return Names(remember("names", question, fresh, find)["names"])  # "list" had them cut at a space
 
 
-def _plain_names(path: Path) -> Iterator[str]:
-    """Yield the pictures of a list where they are plain relative paths; without a tab one may have spaces in it."""
-    for _, line in read_lines(path):
-        columns = line.split("\t")
-        name = columns[0].strip()
-        words = name.split() if len(columns) == 1 else []
-        if len(words) == 2 and "/" in words[1] and all(map(is_image, words)):
-            name = words[
-                0
-            ]  # the second one is a mask: what lies in a folder called "a.jpg masks" is no picture
-        if len(columns) > 2 or name.startswith(("/", "..")) or os.path.normpath(name) != name:
-            raise _NotPlain
-        yield name
+class _Files:
+    """The pictures below a root, by their plain relative paths.
 
+    A folder that is asked for often is listed, since a network file system takes long to answer for each file.
 
-def _all_there(root: Path, names: list[str]) -> bool:
-    """Say whether there are files of these names; a folder that many lie in is listed rather than asked for each."""
-    folders: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        above, _, last = name.rpartition("/")
-        folders[above].append(last)
-    for above, inside in folders.items():
-        folder = root / above
-        try:
-            there = set(os.listdir(folder)) if len(inside) >= _LISTED else None
-        except OSError:
+    Attributes:
+        listed: the pictures of these folders.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.listed: set[str] = set()
+        self._root = root
+        self._asked: Counter[str] = Counter()
+
+    def find(self, name: str) -> bool:
+        """Say whether a file has a name that cannot be written otherwise."""
+        above = name[: name.rfind("/") + 1]
+        if above and (above.startswith(("/", "..")) or f"{os.path.normpath(above)}/" != above):
             return False
-        if there is None:
-            if not all(os.path.isfile(f"{folder}{os.sep}{last}") for last in inside):
-                return False
-        elif not there.issuperset(inside):
-            return False
-    return True
+        self._asked[above] += 1
+        if self._asked[above] == _LISTED:
+            with suppress(OSError):
+                self.listed.update(
+                    [above + each for each in os.listdir(self._root / above) if is_image(each)]
+                )
+        if self._asked[above] >= _LISTED and is_image(name):
+            return name in self.listed
+        return os.path.isfile(self._root / name)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,7 +29,7 @@ from pseudoseg_fast.data.lists import (
 )
 from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
-from pseudoseg_fast.data.samples import Names, Samples
+from pseudoseg_fast.data.samples import Joined, Names, Samples
 from pseudoseg_fast.data.shards import ShardSamples, are_shards, shard_name
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_masks
@@ -312,7 +313,9 @@ def read_others(
         return pool
     files: dict[str, set[File]] = {"val pictures": {sample.image for sample in val}}
     if is_folder(config.unlabeled, root):
-        files["masks"] = {*index.masks(), *(sample.mask for sample in [*val, *labeled] if sample.mask)}
+        parts = index.samples.parts if isinstance(index.samples, Joined) else (index.samples,)
+        known = chain(*(part for part in parts if not isinstance(part, Samples)), val, labeled)
+        files["masks"] = {sample.mask for sample in known if sample.mask}
     for kind, paths in files.items():
         left_out = {
             path.relative_to(pool.folder).as_posix()

@@ -32,8 +32,13 @@ logger = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _REMOTE = re.compile(r"pipe:|[a-z0-9]+://")
-_TAR = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
-_BETWEEN_NAMES = re.compile(r"[\s/:?#&;|<>()'\"]+")
+_TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)$", re.IGNORECASE)
+_BETWEEN_NAMES = re.compile(r"[\s/:?#&=;<>()'\"]+")
+_EXACT = frozenset({"png", "tif", "tiff", "bmp"})
+"""Suffixes of formats without loss, which masks need."""
+_OF_MASKS = re.compile(
+    r"(sem)?seg(m|mentation)?|semantic|panoptic|instances?|masks?|label(s|ids)?|annotations?|gt|trimap"
+)
 
 
 class ShardSamples(Sequence[Sample]):
@@ -117,9 +122,7 @@ def read_shards(text: str | Path, root: Path) -> ShardSamples:
     def fresh(arrays: Arrays) -> bool:
         return bool(now[:, 1].max() < arrays["began"] - SETTLED)
 
-    known = remember(
-        "heads", (shards, now.tolist()), fresh, find
-    )  # "shown-shards" had masks beside pictures, too
+    known = remember("members", (shards, now.tolist()), fresh, find)  # "heads" lacked numbered frames
     samples = ShardSamples(Names.of(shards), Names(known["names"]), known["places"])
     if not samples:
         raise DataError(f"{text} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -170,7 +173,10 @@ def shard_name(url: str) -> str:
     last = re.split(r"[?#]", url)[0].rstrip("/").rpartition("/")[2]
     if _TAR.search(last) and not url.startswith("pipe:"):
         return last
-    return next((word for word in _BETWEEN_NAMES.split(url) if _TAR.search(word)), last)
+    for command in url.split("|"):
+        if words := [word for word in _BETWEEN_NAMES.split(command) if _TAR.search(word)]:
+            return words[-1]
+    return last
 
 
 def member_name(name: str) -> str:
@@ -181,8 +187,9 @@ def member_name(name: str) -> str:
 class PictureFilter:
     """Tells which members of a tar file are pictures; called with the name of each, in their order.
 
-    Hidden members are none, such as macOS packs beside each file. Nor is what belongs to the picture before it, as
-    ``7.seg.png`` does to ``7.jpg`` where WebDataset packs masks, too: it has that picture's name up to a dot.
+    Hidden members are none, such as macOS packs beside each file. Nor is what belongs to the picture before it, whose
+    name it has up to a dot, where WebDataset packs masks, too: a word such as seg in ``7.seg.jpg``, or a format without
+    loss that is another than the picture's, as of ``7.png`` behind ``7.jpg``. Frames with numbers are pictures.
 
     Attributes:
         beside: number of members that belonged to a picture.
@@ -198,12 +205,23 @@ class PictureFilter:
         """Say whether a member is a picture."""
         if not is_image(name) or any(part.startswith(".") and part != ".." for part in name.split("/")):
             return False
-        if name != self._picture and name.startswith(f"{os.path.splitext(self._picture)[0]}."):
+        if _belongs(name, self._picture):
             self.beside += 1
             self.example = self.example or name
             return False
         self._picture = name
         return True
+
+
+def _belongs(name: str, picture: str) -> bool:
+    """Say whether a member is hardly a picture of its own, but a mask of the one before it, if any."""
+    stem, suffix = os.path.splitext(picture)
+    if not picture or not name.startswith(f"{stem}."):
+        return False
+    rest = name[len(stem) + 1 :].lower()
+    *words, end = re.findall("[a-z]+|[0-9]+", rest)
+    differs = end in _EXACT and f".{end}" != suffix.lower() and not any(map(str.isdecimal, words))
+    return "/" not in rest and (differs or any(map(_OF_MASKS.fullmatch, words)))
 
 
 class _Heads(NamedTuple):

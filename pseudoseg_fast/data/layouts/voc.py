@@ -4,12 +4,11 @@ Everingham et al., The PASCAL Visual Object Classes Challenge; SegmentationClass
 ICCV 2011, in the form in which everybody uses them. Masks are palette or grey PNGs of ids.
 """
 
-import re
 from collections.abc import Container
 from pathlib import Path
 
 from pseudoseg_fast.data.layouts.tree import Tree, class_names, pictures, prefix, stems
-from pseudoseg_fast.data.lists import DataError, Sample, read_lines, shorten
+from pseudoseg_fast.data.lists import DataError, Sample, read_lines, shorten, split_line
 
 EXPECTED = (
     "JPEGImages, SegmentationClass or SegmentationClassAug, ImageSets/Segmentation/train.txt and val.txt"
@@ -18,7 +17,6 @@ LISTS = Path("ImageSets", "Segmentation")
 AUGMENTED = ("trainaug.txt", "train_aug.txt")
 MASKS = ("SegmentationClass", "SegmentationClassAug")
 """The latter count where both have a mask."""
-_SHOWS = re.compile(r"\s+(-1|0|1)$")
 
 
 def recognise(root: Path) -> str | None:
@@ -65,12 +63,7 @@ def read(root: Path) -> Tree:
 
 
 def _ids(path: Path, known: Container[str]) -> list[str]:
-    """Return the ids of a list, one a line.
-
-    A second column is not for segmentation and is left out: what follows a tab, or, where the line as a whole is no
-    picture that is known, the -1, 0 or 1 that says whether the picture shows a class.
-    """
+    """Return the ids of a list, one a line; further columns are not for segmentation and are left out."""
     if not path.is_file():
         return []
-    ids = (line.strip().partition("\t")[0].strip() for _, line in read_lines(path))
-    return [name if name in known else _SHOWS.sub("", name) for name in ids]
+    return [split_line(line, known.__contains__)[1][0] for _, line in read_lines(path)]
