@@ -27,7 +27,7 @@ from pseudoseg_fast.data.stream import Stream, StreamDataset
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
 from pseudoseg_fast.sgc import foreground_classes
-from pseudoseg_fast.stop import HANGUP
+from pseudoseg_fast.stop import HANGUP, work_quietly
 
 EVAL_BATCH = 8
 
@@ -199,6 +199,7 @@ def start_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
+    work_quietly()
     keep_freed_memory()
 
 

@@ -9,6 +9,8 @@ from types import FrameType, TracebackType
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """What a terminal sends that is closed; Windows has none."""
+_GONE = (EOFError, ConnectionError)
+"""What multiprocessing's thread meets that hands tensors to a process which is gone."""
 
 
 class StopSignal:
@@ -62,8 +64,18 @@ def end_quietly() -> None:
         nonlocal ending
         if issubclass(kind, KeyboardInterrupt):
             ending = True
-        # multiprocessing's thread that hands tensors to workers finds them gone, and shows that here.
-        elif not (ending and issubclass(kind, (EOFError, ConnectionError))):
+        elif not (ending and issubclass(kind, _GONE)):
+            show(kind, error, where)
+
+    sys.excepthook = show_errors
+
+
+def work_quietly() -> None:
+    """Let the main process end while a worker's thread hands it tensors, without a word of the worker's."""
+    show = sys.excepthook
+
+    def show_errors(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not issubclass(kind, _GONE):
             show(kind, error, where)
 
     sys.excepthook = show_errors

@@ -23,7 +23,9 @@ def test_balanced_weights_make_the_classes_weigh_alike():
     assert class_weights(MethodConfig(class_weight=(1.0, 2.0)), [5, 5]).tolist() == [1, 2]
     with pytest.raises(ValueError, match="a weight for each of the 4 classes, or balanced, got 2"):
         class_weights(MethodConfig(class_weight=(1.0, 2.0)), pixels)
-    with pytest.raises(ValueError, match=r"class_weight must be finite, not negative and not all 0, got \[-1"):
+    with pytest.raises(
+        ValueError, match=r"class_weight must be finite, not negative and not all 0, got \[-1"
+    ):
         MethodConfig(class_weight=(-1.0, 2.0))
 
 

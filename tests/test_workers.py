@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pseudoseg_fast.stop import end_quietly
+from pseudoseg_fast.stop import end_quietly, work_quietly
 
 READING = """
 import signal
@@ -45,6 +45,15 @@ def test_after_ctrl_c_workers_that_are_gone_are_no_news(monkeypatch):
     for kind in (EOFError, KeyboardInterrupt, EOFError, ConnectionResetError, ValueError):
         sys.excepthook(kind, kind(), None)
     assert shown == [EOFError, ValueError]
+
+
+def test_a_worker_says_what_goes_wrong_but_not_that_the_main_process_is_gone(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
+    work_quietly()
+    for kind in (EOFError, ConnectionResetError, ValueError):
+        sys.excepthook(kind, kind(), None)
+    assert shown == [ValueError]
 
 
 PRELOADED = """
