@@ -21,7 +21,7 @@ from pseudoseg_fast import visualize
 from pseudoseg_fast.config import DataConfig, make_parser, parse, to_dict
 from pseudoseg_fast.data.decode import describe_file, read_image
 from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
-from pseudoseg_fast.data.labels import MAX_CLASSES, Labels
+from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, background_class
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
 from pseudoseg_fast.data.pool import Pool, pack
@@ -30,16 +30,15 @@ from pseudoseg_fast.data.scan import Scan, is_dark, mean_and_std, scan
 from pseudoseg_fast.data.sets import (
     DEMO,
     apart_from,
-    background_class,
     conversion,
     data_root,
-    find_tags,
     find_tree,
     read_labels,
     read_others,
 )
 from pseudoseg_fast.data.shards import ShardSamples, are_shards, expand
 from pseudoseg_fast.data.stream import Stream
+from pseudoseg_fast.data.tagged import find_tags
 from pseudoseg_fast.data.tags import FROM_MASKS
 from pseudoseg_fast.stop import end_quietly
 

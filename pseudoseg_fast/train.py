@@ -124,8 +124,8 @@ def command(folder: Path) -> str:
 
 def advice(folder: Path, run: RunConfig, *, pictures: bool) -> str:
     """Return what to do about a run that has diverged; ``pictures`` says whether any have been named."""
-    last, *others = newest_first(folder / "checkpoints") or [folder]
-    older = [path for path in others if not path.samefile(last)]
+    saved = newest_first(folder / "checkpoints")
+    older = [path for path in saved if not path.samefile(saved[0])]
     return (
         last_saved(folder)
         + ("; look at these pictures, " if pictures else "; ")

@@ -169,6 +169,21 @@ class Labels:
         )
 
 
+def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:
+    """Return the id of the background class; "auto" looks for a class of the name background.
+
+    Raises:
+        DataError: there is no class of that id.
+    """
+    if isinstance(background, str):
+        return next((index for index, name in enumerate(classes) if name.casefold() == "background"), None)
+    if background is not None and not 0 <= background < len(classes):
+        raise DataError(
+            f"data.background expects a class id from 0 to {len(classes) - 1}, auto or null, got {background}"
+        )
+    return background
+
+
 def count_ids(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the number of pixels of each id, [256], in a mask [H, W]; Pillow counts faster than numpy."""
     return np.array(Image.fromarray(mask).histogram(), np.int64)
