@@ -27,15 +27,15 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pseudoseg_fast.config import parse_config
-from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.labels import IGNORE_INDEX
 from pseudoseg_fast.data.sets import Data, read_data
-from pseudoseg_fast.evaluate import Scores, group_by_size
 from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Network, Outputs
 from pseudoseg_fast.networks import load_network
 from pseudoseg_fast.pseudo_labels import exclude_untagged, pseudo_label
 from pseudoseg_fast.run_folder import held, run_folder
+from pseudoseg_fast.scoring import Scores, group_by_size
 from pseudoseg_fast.sgc import image_labels_from_mask
 from pseudoseg_fast.train import prepare_folder, train_in
 from pseudoseg_fast.trainer import Trainer

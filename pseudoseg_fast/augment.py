@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.labels import IGNORE_INDEX
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 COLOR_JITTER = (0.5, 0.5, 0.5, 0.25)

@@ -8,7 +8,6 @@ import glob
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
 from pseudoseg_fast.data.pool import Pool, pack
 from pseudoseg_fast.data.read import read_mask
+from pseudoseg_fast.data.samples import spread
 from pseudoseg_fast.data.scan import Scan, is_dark, mean_and_std, scan
 from pseudoseg_fast.data.sets import (
     DEMO,
@@ -41,6 +41,7 @@ from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.data.tagged import find_tags
 from pseudoseg_fast.data.tags import FROM_MASKS
 from pseudoseg_fast.stop import end_quietly
+from pseudoseg_fast.whole_file import replace_text
 
 PROG = "python -m pseudoseg_fast.check"
 OPTIONS = """Options are those of python -m pseudoseg_fast.train, of which data and model.in_channels count, --picture
@@ -148,15 +149,10 @@ def scan_sets(
 def find_channels(samples: Sequence[Sample]) -> int | None:
     """Return the number of channels of a few pictures, where they agree on one that is neither grey nor colour."""
     numbers = set()
-    for sample in spread(samples):
+    for sample in (samples[index] for index in spread(len(samples), EXAMPLES)):
         with contextlib.suppress(DataError):
             numbers.add(describe_file(sample.image).channels)
     return numbers.pop() if len(numbers) == 1 and not numbers & {1, 3} else None
-
-
-def spread(samples: Sequence[Sample]) -> list[Sample]:
-    """Return a few samples from all over a list that is not empty."""
-    return [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, EXAMPLES).astype(int))]
 
 
 def draw_samples(
@@ -170,7 +166,7 @@ def draw_samples(
     """Write a picture of a few samples: the picture, its mask, and both together."""
     colors = visualize.palette(len(classes), background_class(config.background, classes))
     rows = []
-    for sample in spread(samples):
+    for sample in (samples[index] for index in spread(len(samples), EXAMPLES)):
         if sample.mask is None:
             continue
         image = read_image(sample.image, channels, config.white)
@@ -265,6 +261,25 @@ def check(
             report.notes.append(f"samples: {picture}")
     if not levels.any():
         return {}
+    dark = config.white is None and any(map(is_dark, (one for part in scans.values() for one in part)))
+    return report_statistics(levels, report, dark=dark, saved=saved)
+
+
+def report_statistics(
+    levels: NDArray[np.int64], report: Report, *, dark: bool, saved: bool
+) -> dict[str, object]:
+    """Report mean and standard deviation of the training pictures.
+
+    Args:
+        levels: [channels, 256] pixels of each value.
+        report: gets them.
+        dark: pictures of more than 8 bits look too dark, so that ``data.white`` may change the values.
+        saved: see :func:`check`.
+
+    Returns:
+        See :func:`check`.
+    """
+    channels = len(levels)
     mean, std = mean_and_std(levels)
     constant = (levels > 0).sum(1) == 1
     if constant.any():
@@ -278,7 +293,6 @@ def check(
         note += "; pretrained encoders want those that they were trained with, which are the default"
         note += ", and --save leaves it at that" if saved else ""
     report.notes.append(note)
-    dark = config.white is None and any(map(is_dark, (one for part in scans.values() for one in part)))
     if dark:
         report.warnings.append(
             "with --data.white mean and standard deviation are others: run check again with it"
@@ -298,7 +312,7 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
         model: channels, and where they are not three perhaps mean and standard deviation.
 
     Raises:
-        ValueError: the file is there already.
+        OSError: the file cannot be written.
     """
     root = config.root if config.root == DEMO else os.path.abspath(config.root)
     given, default = to_dict(config) | {"root": root}, to_dict(DataConfig(""))
@@ -306,15 +320,7 @@ def save(path: Path, config: DataConfig, model: dict[str, object]) -> None:
         if lies_here(name, given[name]):
             given[name] = os.path.abspath(given[name])
     values = {"data": {name: given[name] for name in SAVED if given[name] != default[name]}, "model": model}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        yaml.safe_dump(values, file, sort_keys=False)
-    try:
-        os.link(file.name, path)
-    except FileExistsError as error:
-        raise ValueError(f"{path} is there already; remove it, or choose another --save") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file.name)
+    replace_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def lies_here(name: str, value: object) -> bool:

@@ -76,14 +76,14 @@ def load(path: Path | str) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose text advises to run what the file may hold
         raise ValueError(
-            f"{damaged} it is no archive of torch.save, or holds more than tensors and plain values"
+            f"{damaged} it is not an archive of torch.save, or holds more than tensors and plain values"
         ) from error
     except Exception as error:  # torch.load raises whatever its zip and pickle readers raise
         raise ValueError(f"{damaged} {(str(error) or type(error).__name__).splitlines()[0]}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         name = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(
-            f"{path} is no checkpoint of this program: expected format {FORMAT!r}, found {name!r}"
+            f"{path} is not a checkpoint of this program: expected format {FORMAT!r}, found {name!r}"
         )
     if found != expected:
         raise ValueError(

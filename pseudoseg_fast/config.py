@@ -1,6 +1,7 @@
 """What a run is made of: dataclasses, named presets, and the command line over both.
 
-Defaults are those of the authors' code; a preset or a file given with ``--config`` replaces some, options replace more.
+Defaults are those of the authors' code, but for the batch, ``align_corners``, the encoder, the rates of ASPP and the
+start of SGC. A preset or a file given with ``--config`` replaces some, options replace more.
 """
 
 from __future__ import annotations

@@ -137,7 +137,8 @@ def find_runtime(folder: Path | None) -> Path:
                 f"--runtime expects the folder dist of the npm package {RUNTIME}, {folder} lacks {', '.join(missing)}"
             )
         return folder
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pseudoseg_fast"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    cache = Path(os.environ.get("PSEUDOSEG_CACHE") or user / "pseudoseg_fast")
     target = cache / RUNTIME
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

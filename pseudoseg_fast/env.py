@@ -45,7 +45,6 @@ _VARIABLES = (
 _MAP = (1, 2, 4, 4)
 _PROBES: dict[str, tuple[tuple[int, ...], ...]] = {
     "refine_cam": ((1, 16, 8), (1, 16, 8), (1, 16, 2)),
-    "mean_square": (_MAP,),
     "fuse_predictions": (_MAP, _MAP),
     "pseudo_label": ((1, 16, 8), (1, 16, 8), _MAP, _MAP, (2, 2), (2,)),
     "soft_cross_entropy": (_MAP, _MAP),

@@ -18,7 +18,8 @@ from pseudoseg_fast import functional, visualize
 from pseudoseg_fast.augment import WeakStrongViews
 from pseudoseg_fast.config import Config
 from pseudoseg_fast.data.dataset import SegmentationDataset
-from pseudoseg_fast.data.read import IGNORE_INDEX
+from pseudoseg_fast.data.labels import IGNORE_INDEX
+from pseudoseg_fast.data.samples import spread
 from pseudoseg_fast.data.sets import Data
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.loaders import tag_frequency, weak_strong_views
@@ -137,7 +138,7 @@ class Examples:
         drawn = slice(self.count)
         with torch.autocast(device.type, enabled=False):
             label = pseudo_label(method, told, size if method.label_size == "crop" else None)[drawn]
-            confidence, ids = (nearest(values, size) for values in label.max(1))
+            confidence, ids = (resize_nearest(values, size) for values in label.max(1))
             decoder, sgc = (
                 functional.predict_labels(logits[drawn], size, align_corners=method.align_corners)
                 for logits in (outputs.decoder_logits, outputs.sgc_logits)
@@ -208,11 +209,6 @@ def titles_of(method: MethodConfig) -> tuple[str, ...]:
     return tuple(title for title in TITLES if not untaught.get(title))
 
 
-def nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Return maps [B, h, w] at another size, on the CPU: each pixel has the value of the nearest."""
     return interpolate(maps[:, None].float(), size, mode="nearest-exact")[:, 0].cpu()
-
-
-def spread(total: int, most: int) -> list[int]:
-    """Return at most ``most`` indices, evenly spread over ``total``, the first and the last among them."""
-    return np.unique(np.linspace(0, total - 1, most).round().astype(int)).tolist()

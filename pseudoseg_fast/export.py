@@ -5,11 +5,12 @@ python -m pseudoseg_fast.export --checkpoint RUN/checkpoints/best.ckpt --out mod
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +21,19 @@ from pseudoseg_fast.data.decode import UnreadableImage
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import read_sample
+from pseudoseg_fast.data.samples import spread
+from pseudoseg_fast.data.sets import Data, read_data
 from pseudoseg_fast.data.stream import Stream
 from pseudoseg_fast.deploy.files import prepare_folder, write_whole
-from pseudoseg_fast.deploy.metadata import Metadata, check_metadata
-from pseudoseg_fast.evaluate import check_classes, evaluate, parse_command, score
-from pseudoseg_fast.loaders import Data, ResizeShortSide, read_data, val_loader
+from pseudoseg_fast.deploy.metadata import Metadata, Output, Precision, check_metadata
+from pseudoseg_fast.evaluate import check_classes, parse_command
+from pseudoseg_fast.loaders import ResizeShortSide, val_loader
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.scoring import evaluate, labels_of_answer, score
 from pseudoseg_fast.stop import end_quietly
 from pseudoseg_fast.visualize import mask_palette, palette
 
 CHECKED_PICTURES = 4
-CALIBRATION_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,11 @@ class ExportOptions:
             they are streamed.
     """
 
-    output: Literal["labels", "probabilities", "logits"] = "labels"
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    output: Output = "labels"
+    precision: Precision = "fp32"
     with_cam: bool = False
     max_loss: float = 1.0
-    calibration: int = CALIBRATION_PICTURES
+    calibration: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values that do not go together."""
@@ -124,11 +127,12 @@ def export(
     elif options.precision == "int8":
         assert data is not None
         pool = data.labeled if isinstance(data.unlabeled, Stream) else data.unlabeled or data.labeled
-        images = _readable(_spread(pool, options.calibration), data_config, network.in_channels)
+        shown = [pool[index] for index in spread(len(pool), options.calibration)]
+        images = _readable(shown, data_config, network.in_channels)
         cores["int8"] = precision.quantize(cores["fp32"], network, images)
 
     def assemble(kind: str, output: str) -> onnx.ModelProto:
-        parts = Metadata(**{**vars(metadata), "output": output, "precision": kind})
+        parts = dataclasses.replace(metadata, output=output, precision=kind)
         return graph.assemble(cores[kind], network, parts, align_corners=align_corners)
 
     # fp32 is held to the network, whatever is exported: so head, tail and graph are right before precision is spent.
@@ -166,11 +170,9 @@ def _compare_scores(
     """
     from pseudoseg_fast.deploy.verify import VerificationError
 
-    def label(images: Tensor, size: tuple[int, int]) -> Tensor:
-        answer = torch.from_numpy(
-            session.run(None, {"images": images.numpy(), "size": torch.tensor(size).numpy()})[0]
-        )
-        return answer if options.output == "labels" else answer.argmax(1)
+    def label(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        feed = {"images": images.numpy(), "size": torch.tensor(size).numpy()}
+        return labels_of_answer(torch.from_numpy(session.run(None, feed)[0]))
 
     before = evaluate(
         network,
@@ -199,17 +201,17 @@ def _compare_scores(
 
 def _pictures(data: Data | None, config: DataConfig, network: Network) -> list[Any]:
     """Return a few val pictures as evaluation sees them, or drawn ones."""
-    from pseudoseg_fast.deploy.verify import Picture
+    from pseudoseg_fast.deploy.verify import Case
 
     if data is not None:
         return [
-            Picture(sample.name, _read(sample, config, network.in_channels)[None])
-            for sample in _spread(data.val, CHECKED_PICTURES)
+            Case(data.val[index].name, _read(data.val[index], config, network.in_channels)[None])
+            for index in spread(len(data.val), CHECKED_PICTURES)
         ]
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand((CHECKED_PICTURES, network.in_channels, 12, 16), generator=generator)
     drawn = torch.nn.functional.interpolate(patches, scale_factor=20, mode="bicubic").clamp(0, 1)
-    return [Picture(f"drawn {index}", (255 * image[None]).byte()) for index, image in enumerate(drawn)]
+    return [Case(f"drawn {index}", (255 * image[None]).byte()) for index, image in enumerate(drawn)]
 
 
 def _read(sample: Sample, config: DataConfig, channels: int) -> Tensor:
@@ -234,19 +236,13 @@ def _readable(samples: Sequence[Sample], config: DataConfig, channels: int) -> I
         raise unreadable[0]
 
 
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Return at most ``count`` samples, evenly spread over the list."""
-    count = min(count, len(samples))
-    return [samples[index * len(samples) // count] for index in range(count)]
-
-
 def _palette(data: Data | None, classes: int, background: int | None) -> tuple[tuple[int, int, int], ...]:
     """Return the colours of the val masks' palette, or those of this program."""
     colors = mask_palette(data.val[0].mask, data.labels, background) if data else palette(classes, background)
     return tuple((int(red), int(green), int(blue)) for red, green, blue in colors)
 
 
-def describe_run(checkpoint: Path, config: Config, state: dict[str, Any]) -> dict[str, Any]:
+def run_metadata(checkpoint: Path, config: Config, state: dict[str, Any]) -> dict[str, Any]:
     """Return what the metadata say of the training run: no path beyond the run's own folder."""
     folder = checkpoint.resolve().parent
     best = state.get("best")
@@ -272,14 +268,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=str, required=True, help="the file to write, such as model.onnx")
     parser.add_argument(
         "--output",
-        type=Literal["labels", "probabilities", "logits"],
-        default="labels",
+        type=Output,
+        default=ExportOptions.output,
         help="what the graph answers at the picture's size: class ids, probabilities or logits",
     )
     parser.add_argument(
         "--precision",
-        type=Literal["fp32", "fp16", "int8"],
-        default="fp32",
+        type=Precision,
+        default=ExportOptions.precision,
         help="fp16 halves the file, for GPUs; int8 is for CPUs",
     )
     parser.add_argument(
@@ -288,13 +284,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-loss",
         type=float,
-        default=1.0,
+        default=ExportOptions.max_loss,
         help="points of mIoU that fp16 or int8 may lose on the val list",
     )
     parser.add_argument(
         "--calibration",
         type=int,
-        default=CALIBRATION_PICTURES,
+        default=ExportOptions.calibration,
         help="unlabelled pictures that int8 takes its ranges from",
     )
     parser.add_class_arguments(DataConfig, "data", help="the run's own unless given")
@@ -305,13 +301,15 @@ def main(arguments: list[str] | None = None) -> int:
         parsed, network, config, state = parse_command(parser, arguments)
         assert network is not None
         assert config is not None
-        names = ExportOptions.__dataclass_fields__
+        names = [field.name for field in dataclasses.fields(ExportOptions)]
         options = ExportOptions(**{name: getattr(parsed, name) for name in names})
         out = Path(parsed.out)
         if not out.parent.is_dir() or out.is_dir():
             raise ValueError(f"--out expects a file in an existing folder, such as model.onnx, got {out}")
         if out.suffix == ".ckpt" or (out.exists() and out.samefile(parsed.checkpoint)):
-            raise ValueError(f"--out expects a name that is no checkpoint's, such as model.onnx, got {out}")
+            raise ValueError(
+                f"--out expects a name that is not a checkpoint's, such as model.onnx, got {out}"
+            )
         prepare_folder(out.parent)
         int8 = options.precision == "int8"
         own = not any(name.startswith("--data.") for name in given)
@@ -328,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     try:
-        run = describe_run(Path(parsed.checkpoint), config, state)
+        run = run_metadata(Path(parsed.checkpoint), config, state)
         lines = export(network, config, state, options, data, parsed.data, out, run)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"{parser.prog}: nothing was written to {parsed.out}: {error}", file=sys.stderr)

@@ -113,13 +113,13 @@ def unsound(
     """
     known = [(name, float(loss), limits.get(name, EXPLODED)) for name, loss in losses.items()]
     wrong = [
-        f"{name} is {value:.4g}" + (f", more than the {limit:g} of any training" if value > limit else "")
+        f"{name} is {value:.4g}" + (f", above the limit of {limit:g}" if value > limit else "")
         for name, value, limit in known
         if not abs(value) <= limit
     ]
     if not wrong and not flags[0]:
         return NotFinite(
-            f"step {step}: a loss of another process is not sound; that process names its pictures"
+            f"step {step}: a loss of another process is NaN, infinite or exploded; that process names its pictures"
         )
     return NotFinite(
         f"step {step}: {', '.join(wrong) or 'the losses are finite, but the gradient is not'}, on these pictures:\n"

@@ -67,32 +67,6 @@ def refine_cam(
     return run(query, key, cam, mask=mask, scale=scale)
 
 
-def mean_square(
-    logits: Tensor,
-    size: Size | None = None,
-    *,
-    align_corners: bool = False,
-    per_image: bool = False,
-    backend: str = "auto",
-) -> Tensor:
-    """Compute the mean of squares of the bilinearly upsampled map without upsampling it.
-
-    ``sum(up(X)^2) = <X, (Wy'Wy) X (Wx'Wx)>`` with tridiagonal W'W: a 9-point stencil on the low-resolution map.
-
-    Args:
-        logits: [B, C, h, w].
-        size: (H, W) of the upsampled map; None for (h, w).
-        per_image: one mean per image, [B], instead of one for the batch.
-
-    Returns:
-        A scalar, or [B]. Differentiable in logits.
-    """
-    check_maps(logits=logits)
-    size = check_size(size, logits)
-    run = backends.choose("mean_square", (logits,), backend)
-    return run(logits, size, align_corners=align_corners, per_image=per_image)
-
-
 def fuse_predictions(
     decoder_logits: Tensor,
     cam_logits: Tensor,

@@ -18,11 +18,10 @@ from torchvision.transforms.v2 import functional as tvf
 from pseudoseg_fast.augment import WeakStrongViews, WeakView
 from pseudoseg_fast.config import Config, DataConfig, choose_accelerator
 from pseudoseg_fast.data.dataset import SegmentationDataset, collate
-from pseudoseg_fast.data.decode import UnreadableImage, read_image
+from pseudoseg_fast.data.decode import UnreadableImage, read_image, short_side_size
 from pseudoseg_fast.data.lists import Sample
 from pseudoseg_fast.data.sampler import StepSampler, mix
 from pseudoseg_fast.data.sets import Data
-from pseudoseg_fast.data.sets import read_data as read_data
 from pseudoseg_fast.data.stream import Stream, StreamDataset
 from pseudoseg_fast.memory import keep_freed_memory
 from pseudoseg_fast.network import Network
@@ -72,17 +71,8 @@ def labeled_loader(
 
     ``optim.accumulate`` batches make a step; each of ``world_size`` processes has batches of its own.
     """
-    return _train_loader(
-        config,
-        data,
-        data.labeled,
-        _weak_view(config, network),
-        config.optim.batch_size,
-        start,
-        0,
-        rank,
-        world_size,
-    )
+    views = _weak_view(config, network)
+    return _train_loader(config, data, data.labeled, views, start, rank, world_size)
 
 
 def unlabeled_loader(
@@ -90,8 +80,7 @@ def unlabeled_loader(
 ) -> DataLoader[Any]:
     """Return the unlabelled batches: ``weak``, ``strong``, ``valid``, ``tags``, ``name``."""
     views = weak_strong_views(config, network)
-    batch_size = config.optim.unlabeled_batch_size or config.optim.batch_size
-    return _train_loader(config, data, data.unlabeled, views, batch_size, start, 1, rank, world_size)
+    return _train_loader(config, data, data.unlabeled, views, start, rank, world_size)
 
 
 def weak_strong_views(config: Config, network: Network) -> WeakStrongViews:
@@ -110,9 +99,7 @@ def _train_loader(
     data: Data,
     samples: Sequence[Sample],
     views: WeakView | WeakStrongViews,
-    batch_size: int,
     start: int,
-    stream: int,
     rank: int,
     world_size: int,
 ) -> DataLoader[Any]:
@@ -130,9 +117,11 @@ def _train_loader(
         on_corrupt="skip",
     )
     passes = config.optim.accumulate
-    seed = mix(config.run.seed, stream)
+    unlabeled = isinstance(views, WeakStrongViews)
+    batch_size = (unlabeled and config.optim.unlabeled_batch_size) or config.optim.batch_size
+    seed = mix(config.run.seed, int(unlabeled))
     options: dict[str, Any] = {
-        "collate_fn": WithTags(data) if stream else collate,
+        "collate_fn": WithTags(data) if unlabeled else collate,
         "num_workers": config.data.workers,
         "pin_memory": choose_accelerator(config.run.accelerator) == "cuda",
         "worker_init_fn": start_worker,
@@ -161,7 +150,9 @@ class ResizeShortSide:
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return ``image`` and, where there is one, ``mask``."""
-        image = image if self.size is None else tvf.resize(image, [self.size], antialias=True)
+        if self.size is not None:
+            height, width = image.shape[-2:]
+            image = tvf.resize(image, list(short_side_size(height, width, self.size)), antialias=True)
         image = image.contiguous()
         return {"image": image} if mask is None else {"image": image, "mask": mask}
 

@@ -1,6 +1,6 @@
 """One training step of PseudoSeg as a pure function of the network's outputs (Zou et al., ICLR 2021).
 
-``labeled_losses`` and ``unlabeled_losses`` give the four terms; nothing here knows of models, optimisers or devices.
+``labeled_losses`` and ``unlabeled_losses`` give the loss terms; nothing here knows of models, optimisers or devices.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class Network(nn.Module):
             images: [B, in_channels, H, W], uint8 or floating, in 0..255; sides are multiples of ``stride``.
             sgc: also compute the class activation maps and the SGC logits.
             image_labels: classes of each image [B, K], 0 or 1, for the activation maps; None, or NaN for a class:
-                those that the classifier holds for at least as likely as not.
+                those to which the classifier gives a probability of at least 0.5.
             valid: real pixels [B, H, W], bool, for SGC's attention; None: all are.
 
         Raises:

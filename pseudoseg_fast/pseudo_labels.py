@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pseudoseg_fast import functional
+from pseudoseg_fast.data.labels import IGNORE_INDEX
 from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.network import Outputs
 from pseudoseg_fast.sgc import resize_valid
@@ -17,7 +18,7 @@ def draw_boxes(strong: Tensor, stride: int, probability: float) -> Tensor:
     """Draw what :func:`cut_mix` pastes: for each picture a rectangle of half of its area, of any shape and place.
 
     Args:
-        strong: V views [B, V, 3, H, W], sides multiples of ``stride``; only the shape counts.
+        strong: V views [B, V, C', H, W], sides multiples of ``stride``; only the shape counts.
         stride: of the network. Edges lie on the grid of its deepest features, which are whole pixels of every map.
         probability: that a view has rectangles at all.
 
@@ -44,7 +45,7 @@ def cut_mix(strong: Tensor, weak: Outputs, valid: Tensor, inside: Tensor) -> tup
     Pictures, logits and validity are mixed alike, none blended.
 
     Args:
-        strong: [B, 3, H, W] images.
+        strong: [B, C', H, W] images.
         weak: outputs of the weak view, the decoder's and SGC's logits.
         valid: [B, H, W] bool.
         inside: [B, h, w] bool, True where the neighbour is to be seen, see :func:`draw_boxes`.
@@ -142,4 +143,4 @@ def pseudo_masks(config: MethodConfig, weak: Outputs, valid: Tensor) -> Tensor:
         [B, H, W] int64 class ids, 255 where a pixel is not valid or its label below the threshold.
     """
     confidence, ids = pseudo_label(config, weak, (valid.shape[1], valid.shape[2])).max(1)
-    return torch.where(valid & (confidence >= config.threshold), ids, 255)
+    return torch.where(valid & (confidence >= config.threshold), ids, IGNORE_INDEX)

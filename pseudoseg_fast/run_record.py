@@ -96,7 +96,8 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"expected the folder of a run, its --run.dir; there is no folder {folder}")
     if missing := [name for name in ("config.yaml", "run.json") if not (folder / name).is_file()]:
         raise ValueError(
-            f"{folder} is no folder of a run, it holds no {' and no '.join(missing)}; expected a training's --run.dir"
+            f"{folder} is not the folder of a run, it holds no {' and no '.join(missing)}; "
+            "expected a training's --run.dir"
         )
     parts: list[dict[str, Any]] = []
     for name, read, expected in (("config.yaml", yaml.safe_load, CONFIG), ("run.json", json.loads, ABOUT)):

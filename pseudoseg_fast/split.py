@@ -168,7 +168,7 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
     pool = sorted(apart_from(val, masked))
     if not pool:
         raise DataError(
-            f"no training pictures with masks below {root} that are no val pictures; give --data.labeled LIST"
+            f"no training pictures with masks below {root} that are not val pictures; give --data.labeled LIST"
         )
     others = listable(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
     pixels = check_masks(pool, labels)

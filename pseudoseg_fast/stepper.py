@@ -150,7 +150,7 @@ class Stepper:
         if not self._everywhere(all_finite(tensors.values())):
             wrong = [name for name, value in tensors.items() if not value.isfinite().all()]
             raise NotFinite(
-                f"step {step}: weights or running statistics are not finite, which are in no checkpoint:\n"
+                f"step {step}: weights or running statistics are not finite; no checkpoint holds them:\n"
                 + shorten(wrong or ["those of another process"])
             )
 

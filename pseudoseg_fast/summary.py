@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.data.sets import DEMO
-from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.report import write_report
+from pseudoseg_fast.scoring import Scores, evaluate
 from pseudoseg_fast.visualize import Pixels
 from pseudoseg_fast.whole_file import replace_text, replacing
 

@@ -133,7 +133,7 @@ def advice(folder: Path, run: RunConfig, *, pictures: bool) -> str:
         + ("" if run.precision == "32-true" else ", try run.precision 32-true")
         + ("" if run.nonfinite == "skip" else ", or leave such steps out: --run.nonfinite skip")
         + (
-            "\nif its first steps fail again, its weights, which were saved just before, are spoilt already: go on "
+            "\nif its first steps fail again, the weights in the last checkpoint are damaged already: go on "
             f"from an older one, such as --run.resume {shlex.quote(str(older[0]))}"
             if older
             else ""

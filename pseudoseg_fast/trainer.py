@@ -32,7 +32,6 @@ from pseudoseg_fast.distributed import (
     make_fabric,
     reduce,
 )
-from pseudoseg_fast.evaluate import Scores, evaluate
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite
@@ -53,6 +52,7 @@ from pseudoseg_fast.run_state import (
     set_generator_states,
     state_of,
 )
+from pseudoseg_fast.scoring import Scores, evaluate
 from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stepper import Stepper
 from pseudoseg_fast.stop import StopSignal

@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{path} is no whole safetensors file ({error}); download or save it again"
+                f"{path} is not a whole safetensors file ({error}); download or save it again"
             ) from error
     else:
         try:
@@ -158,7 +158,7 @@ def _read(path: Path) -> dict[str, Tensor]:
                 "it holds more than tensors, or is cut short" if unsafe else str(error).partition("\n")[0]
             )
             raise ValueError(
-                f"{path} is no plain state dict ({reason}); if it is whole, save its tensors alone: "
+                f"{path} is not a plain state dict ({reason}); if it is whole, save its tensors alone: "
                 "torch.save(model.state_dict(), path)"
             ) from error
     while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping) for key in _NESTED):

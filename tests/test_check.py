@@ -300,7 +300,7 @@ def test_masks_of_nothing_are_not_black_and_white(root, capsys):
         save(path, [[255] * 6] * 4)
     printed = run(capsys, root)[1]
     assert "label_map" not in printed
-    assert "no labelled picture shows ground, wall: nothing can teach them" in printed
+    assert "no labelled picture shows ground, wall: the network cannot learn them" in printed
 
 
 def test_an_error_costs_no_report(root, capsys):
@@ -327,7 +327,7 @@ TAGS = {
         ],
     ),
     "of no picture": (["3.png,wall"], 1, ["error: tags.csv tags no picture of the unlabelled ones"]),
-    "of no class": (["images/train/3.png,wal"], 1, ["line 2: 'wal' is no class; did you mean 'wall'"]),
+    "of no class": (["images/train/3.png,wal"], 1, ["line 2: 'wal' is not a class; did you mean 'wall'"]),
 }
 
 

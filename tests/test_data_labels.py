@@ -90,7 +90,7 @@ def test_color_map_with_classes_and_ids(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        pytest.param("1 2 3 rood\n", "line 1: 'rood' is no class; did you mean 'road'", id="typo"),
+        pytest.param("1 2 3 rood\n", "line 1: 'rood' is not a class; did you mean 'road'", id="typo"),
         pytest.param("1 2 3 road\n1 2 3 sky\n", "line 2: the colour 1 2 3 has a class already", id="twice"),
         pytest.param("1 2 3 road\n1 2 sky\n", "line 2: expected 'r g b class'", id="short"),
         pytest.param("1 2 300 road\n", "colours are 0 to 255", id="range"),

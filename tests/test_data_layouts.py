@@ -19,8 +19,8 @@ from pseudoseg_fast.data.pool import read_unlabeled
 from pseudoseg_fast.data.read import read_mask
 from pseudoseg_fast.data.sets import read_data, read_samples
 from pseudoseg_fast.data.walk import walk
-from pseudoseg_fast.evaluate import evaluate
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader, val_loader
+from pseudoseg_fast.scoring import evaluate
 from pseudoseg_fast.trainer import Trainer
 
 PICTURES = {
@@ -296,7 +296,7 @@ def test_a_class_that_nothing_teaches_is_named(tmp_path, caplog):
     root = arrange(tmp_path, "folder")
     (root / "classes.txt").write_text("sky\nroad\ncar\n")
     read_data(DataConfig(str(root)))
-    assert "no labelled picture shows road, car: nothing can teach these 2 of 3 classes" in caplog.text
+    assert "no labelled picture shows road, car: the network cannot learn these 2 of 3 classes" in caplog.text
 
 
 def test_pictures_of_nothing_are_refused_where_there_is_no_background(tmp_path):

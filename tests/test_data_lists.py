@@ -233,7 +233,7 @@ def test_tags(root):
     ("text", "match"),
     [
         pytest.param(
-            "image,tags\na.jpg,skin;hiar\n", "line 2: 'hiar' is no class; did you mean 'hair'", id="typo"
+            "image,tags\na.jpg,skin;hiar\n", "line 2: 'hiar' is not a class; did you mean 'hair'", id="typo"
         ),
         pytest.param("image,labels\na.jpg,skin\n", "has no column tags", id="header"),
         pytest.param(

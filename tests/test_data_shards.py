@@ -166,9 +166,11 @@ def compress(path):
     ("change", "match"),
     [
         pytest.param(cut, "ends within 0.png: it was cut off|unexpected end of data", id="cut"),
-        pytest.param(compress, "is no tar file that is not compressed", id="compressed"),
-        pytest.param(lambda path: path.write_bytes(b""), "is no tar file", id="empty"),
-        pytest.param(lambda path: path.write_bytes(bytes(np.arange(99))), "is no tar file", id="bytes"),
+        pytest.param(compress, "is not an uncompressed tar file", id="compressed"),
+        pytest.param(lambda path: path.write_bytes(b""), "is not an uncompressed tar file", id="empty"),
+        pytest.param(
+            lambda path: path.write_bytes(bytes(np.arange(99))), "is not an uncompressed tar file", id="bytes"
+        ),
         pytest.param(lambda path: path.unlink(), "1 shards .* are missing:\n.*pool-00.tar", id="missing"),
         pytest.param(lambda path: write_shard(path, {"a.txt": b""}), "holds no picture", id="no-picture"),
     ],

@@ -255,7 +255,7 @@ def test_a_stop_that_reaches_what_a_worker_reads_from_too_is_saved(url, tmp_path
 
 
 def test_what_a_stream_cannot(url, monkeypatch):
-    with pytest.raises(DataError, match=r"nobody knows the length; .* --data.unlabeled_size N"):
+    with pytest.raises(DataError, match=r"stream of unknown length; .* --data.unlabeled_size N"):
         read_unlabeled(url, ".")
     with pytest.raises(DataError, match="is a stream, in which no picture has a place"):
         Stream(["s3://a.tar"], 3)[0]

@@ -100,7 +100,7 @@ def test_a_runtime_that_is_not_whole_is_refused(model, stand_in, capsys):
     ids=["no npm", "npm fails", "another package", "empty package", "no archive"],
 )
 def test_what_npm_brings_is_checked(tmp_path, monkeypatch, script, message):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PSEUDOSEG_CACHE", str(tmp_path / "cache"))
     npm = tmp_path / "npm"
     if script is not None:
         npm.write_text(f"#!/bin/sh\n{script}\n")

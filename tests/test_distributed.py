@@ -400,7 +400,7 @@ def poisoned(root, folder):
 def test_only_the_process_whose_loss_is_not_finite_names_its_pictures(root, tmp_path):
     innocent, guilty = in_processes(2, tmp_path, poisoned, root, tmp_path / "run")
     assert innocent.startswith(
-        "step 1: a loss of another process is not sound; that process names its pictures\n"
+        "step 1: a loss of another process is NaN, infinite or exploded; that process names its pictures\n"
     )
     assert "images/" not in innocent
     assert guilty.startswith(

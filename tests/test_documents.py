@@ -151,3 +151,12 @@ def test_the_slurm_script_gives_its_processes_their_cpus_and_is_one_that_a_shell
     assert script.index("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK\n") < script.index("\nsrun ")
     assert f"$? -eq {train.INTERRUPTED} ]" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_readme_names_every_module():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text[text.index("| module | what it is |") :]))
+    package = ROOT / "pseudoseg_fast"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert not (modules | folders) - named - {"presets"}

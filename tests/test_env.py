@@ -30,7 +30,6 @@ def test_report_names_the_backend_of_every_function_and_why(monkeypatch):
         "depthwise_conv2d",
         "dice_loss",
         "fuse_predictions",
-        "mean_square",
         "predict_labels",
         "pseudo_label",
         "refine_cam",

@@ -7,9 +7,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from pseudoseg_fast import evaluate as module
-from pseudoseg_fast.evaluate import Scores, evaluate, group_by_size, predict
+from pseudoseg_fast import scoring
 from pseudoseg_fast.finite import NotFinite
 from pseudoseg_fast.network import Network
+from pseudoseg_fast.scoring import Scores, evaluate, group_by_size, predict
 
 
 def random_images(batch, height, width):
@@ -69,8 +70,9 @@ def test_labels_of_a_padded_image_are_cut_from_the_padded_prediction(network, si
     with torch.no_grad():
         logits = network(padded).decoder_logits
         full = interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=align_corners)
-        labels = predict(network, images, size, align_corners=align_corners)
+        labels, invalid = predict(network, images, size, align_corners=align_corners)
     assert labels.dtype == torch.uint8
+    assert invalid.tolist() == [False, False]
     assert torch.equal(labels.long(), full[:, :, :height, :width].argmax(1))
     assert len(labels.unique()) > 1
 
@@ -79,7 +81,7 @@ def test_labels_come_at_the_size_that_is_wanted(network):
     images = random_images(1, 32, 48)
     with torch.no_grad():
         logits = network(images).decoder_logits
-        labels = predict(network, images, (64, 96))
+        labels, _ = predict(network, images, (64, 96))
     expected = interpolate(logits, size=(64, 96), mode="bilinear").argmax(1)
     assert torch.equal(labels.long(), expected)
 
@@ -104,7 +106,7 @@ def test_scores_are_those_counted_by_hand(network):
     truth, guess = [], []
     for sample in samples:
         with torch.no_grad():
-            labels = predict(network, sample["image"][None], sample["mask"].shape)[0]
+            labels = predict(network, sample["image"][None], sample["mask"].shape)[0][0]
         assert torch.equal(labels, seen[sample["name"]])
         counted = sample["mask"] != 255
         truth.append(sample["mask"][counted].numpy())
@@ -137,7 +139,7 @@ def test_answers_of_nan_are_not_scored(network):
     try:
         with torch.no_grad():
             bias[1] = float("nan")
-        with pytest.raises(NotFinite, match=r"answers 3 of the pictures (?s:.*)\n  0"):
+        with pytest.raises(NotFinite, match=r"outputs NaN for 3 of the val pictures(?s:.*)\n  0"):
             evaluate(network, [samples], tiny.CLASSES)
     finally:
         with torch.no_grad():
@@ -176,16 +178,45 @@ def test_batches_that_memory_has_no_room_for_are_evaluated_in_parts(network, mon
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(network, images, *arguments, **options)
 
-    monkeypatch.setattr(module, "predict", small)
+    monkeypatch.setattr(scoring, "predict", small)
     assert evaluate(network, [samples], tiny.CLASSES) == whole
     assert sum(size > limit for size in sizes) <= 2  # what has been found out is kept
+
+
+def test_pictures_of_nan_are_named_when_memory_has_no_room_for_a_later_part(network, monkeypatch):
+    """Parts of a batch that is taken anew were counted twice."""
+    samples = random_samples([(32, 40)] * 4)
+    samples[3]["image"].zero_()
+    failing = [4, 2]  # pictures of the next calls that fail: the whole batch, then the second half of it
+
+    def small(network, images, *arguments, **options):
+        if failing and len(images) == failing[0] and (len(images) == 4 or not images[-1].any()):
+            failing.pop(0)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        labels, invalid = predict(network, images, *arguments, **options)
+        return labels, invalid | (images == 0).flatten(1).all(1)
+
+    monkeypatch.setattr(scoring, "predict", small)
+    with pytest.raises(NotFinite, match=r"outputs NaN for 1 of the val pictures(?s:.*)\n  3$"):
+        evaluate(network, [samples], tiny.CLASSES)
+    assert not failing
+
+
+def test_answers_of_nan_of_an_exported_model_are_told_of():
+    values = torch.zeros(2, 3, 4, 5)
+    values[0, 1] = 2
+    values[1, 0, 0, 0] = float("nan")
+    labels, invalid = scoring.labels_of_answer(values)
+    assert invalid.tolist() == [False, True]
+    assert labels[0].unique().tolist() == [1]
+    assert scoring.labels_of_answer(labels)[1].tolist() == [False, False]
 
 
 def test_a_picture_that_memory_has_no_room_for_is_told_of_with_what_to_do(network, monkeypatch):
     def none(*arguments, **options):
         raise RuntimeError("CUDA error: out of memory\nand much more")
 
-    monkeypatch.setattr(module, "predict", none)
+    monkeypatch.setattr(scoring, "predict", none)
     said = r"on a single picture of 40 x 32: give a --data.short_side below 32, .* \(CUDA error: out of memory\)$"
     with pytest.raises(RuntimeError, match=said):
         evaluate(network, [random_samples([(32, 40)] * 2)], tiny.CLASSES)

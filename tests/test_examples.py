@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pseudoseg_fast import visualize
 from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.data.samples import spread
 from pseudoseg_fast.data.sets import read_data
 from pseudoseg_fast.event_log import EventLog
-from pseudoseg_fast.examples import SUPERVISED_TITLES, TITLES, Examples, spread
+from pseudoseg_fast.examples import SUPERVISED_TITLES, TITLES, Examples
 from pseudoseg_fast.networks import build_network
 
 CHANGES = {"data.scales": [0.5, 1.5], "data.crop_size": 40, "data.cutout": 0.3, "optim.steps": 50}

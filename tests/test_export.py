@@ -11,7 +11,7 @@ import torch
 from deployed import make_model
 from PIL import Image
 
-from pseudoseg_fast import evaluate, export, predict, train
+from pseudoseg_fast import evaluate, export, predict, scoring, train
 from pseudoseg_fast.deploy import graph, precision, verify
 from pseudoseg_fast.deploy.metadata import Metadata, check_metadata
 from pseudoseg_fast.deploy.model import Model
@@ -115,7 +115,7 @@ def test_predictions_of_the_command_are_those_of_evaluation(cores, checkpoint, f
     image = Image.open(images / "0.png")
     small = torch.from_numpy(np.array(image.resize((42, 35), Image.Resampling.BILINEAR)))
     with torch.no_grad():
-        expected = evaluate.predict(network, small.permute(2, 0, 1)[None], (40, 48))[0]
+        expected = scoring.predict(network, small.permute(2, 0, 1)[None], (40, 48))[0][0]
     assert (np.array(Image.open(tmp_path / "out" / "0.png")) == expected.numpy()).mean() > 0.999
 
 
@@ -252,11 +252,11 @@ def test_without_the_runs_pictures_drawn_ones_are_checked(cores, checkpoint, fol
         (["--checkpoint", "CHECKPOINT", "--out", "no/x.onnx"], "--out expects a file in an existing folder"),
         (
             ["--checkpoint", "CHECKPOINT", "--out", "CHECKPOINT"],
-            "--out expects a name that is no checkpoint's",
+            "--out expects a name that is not a checkpoint's",
         ),
         (
             ["--checkpoint", "CHECKPOINT", "--out", "other.ckpt"],
-            "--out expects a name that is no checkpoint's",
+            "--out expects a name that is not a checkpoint's",
         ),
         (
             ["--checkpoint", "CHECKPOINT", "--out", "/proc/x.onnx"],

@@ -89,7 +89,7 @@ def test_where_no_checkpoint_is_whole_all_reasons_are_given(tmp_path):
     torch.save({"theirs": 1}, tmp_path / "best.ckpt")
     (tmp_path / "last.ckpt").write_text("hello")
     with pytest.raises(
-        ValueError, match=r"last.ckpt cannot(.|\n)*step-1.ckpt cannot(.|\n)*best.ckpt is no checkpoint"
+        ValueError, match=r"last.ckpt cannot(.|\n)*step-1.ckpt cannot(.|\n)*best.ckpt is not a checkpoint"
     ):
         load_first_whole(newest_first(tmp_path))
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pseudoseg_fast import backends, evaluate, step, summary, train, visualize
+from pseudoseg_fast import backends, evaluate, scoring, step, summary, train, visualize
 from pseudoseg_fast.config import parse_config
 from pseudoseg_fast.loaders import labeled_loader, unlabeled_loader
 from pseudoseg_fast.method import labeled_losses, unlabeled_losses
@@ -358,11 +358,11 @@ def test_a_class_that_is_nowhere_has_no_score(root, tmp_path, monkeypatch):
     tiny.write(tmp_path / "classes.txt", [*tiny.CLASSES, "unicorn"])
 
     def no_unicorns(*arguments, **options):
-        labels = predict(*arguments, **options)
-        return labels * (labels != 3)
+        labels, invalid = predict(*arguments, **options)
+        return labels * (labels != 3), invalid
 
-    predict = evaluate.predict
-    monkeypatch.setattr(evaluate, "predict", no_unicorns)
+    predict = scoring.predict
+    monkeypatch.setattr(scoring, "predict", no_unicorns)
     run(root, tmp_path / "run", {"data.classes": tmp_path / "classes.txt"})
     text = (tmp_path / "run" / "result.json").read_text()
     result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

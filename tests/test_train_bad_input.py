@@ -110,7 +110,7 @@ BEFORE_THE_FIRST_STEP = {
     "tags of no class": (
         lambda root: tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disk"]),
         {"method.image_labels": "true", "data.tags": "tags.csv"},
-        ["tags.csv, line 2", "'disk' is no class; did you mean 'disc'?"],
+        ["tags.csv, line 2", "'disk' is not a class; did you mean 'disc'?"],
     ),
     "tags of other pictures": (
         lambda root: tiny.write(root / "tags.csv", ["image,tags", "1.png,disc"]),

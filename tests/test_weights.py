@@ -123,7 +123,7 @@ def test_a_pickle_is_never_executed(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"state_dict": Hostile()}, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match="is no plain state dict"):
+    with pytest.raises(ValueError, match="is not a plain state dict"):
         load_weights(Segmenter(), tmp_path / "file.pth")
     assert not (tmp_path / "executed").exists()
 
@@ -133,7 +133,7 @@ def test_a_pickle_is_never_executed(tmp_path):
 )
 def test_a_broken_download_is_refused(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(content)
-    with pytest.raises(ValueError, match="is no plain state dict") as error:
+    with pytest.raises(ValueError, match="is not a plain state dict") as error:
         load_weights(Segmenter(), tmp_path / "file.pth")
     assert "weights_only" not in str(error.value)
 
@@ -143,7 +143,7 @@ def test_a_broken_download_is_refused(tmp_path, content):
 )
 def test_a_broken_download_of_safetensors_is_refused(tmp_path, content):
     (tmp_path / "file.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"file\.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"file\.safetensors is not a whole safetensors file"):
         load_weights(Segmenter(), tmp_path / "file.safetensors")
 
 

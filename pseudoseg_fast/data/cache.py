@@ -24,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.build.cache import cache_folders, lock, trusted
+from pseudoseg_fast.whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
+VERSION = 3
+"""Part of every question: to be raised with each change of how any of them is answered."""
 SETTLED = 2_000_000_000
 """Nanoseconds after which a file system's clock must show a later change as another time."""
 _LEFTOVER_SECONDS = 3600.0
@@ -56,9 +59,11 @@ def remember(
         known = _load(folder / name, fresh)  # another process may have just found them
         if known is None:
             known = find()
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}-", delete=False) as file:
-                np.savez(file, allow_pickle=False, **known)
-            os.replace(file.name, folder / name)
+            try:
+                with replacing(folder / name) as partial, partial.open("wb") as file:
+                    np.savez(file, allow_pickle=False, **known)
+            except OSError as error:
+                logger.warning("%s cannot be kept and will be computed again: %s", kind, error)
         return known
 
 
@@ -108,7 +113,7 @@ def stamps(paths: Sequence[str | os.PathLike[str]]) -> NDArray[np.int64]:
 
 
 def _digest(question: object) -> str:
-    return hashlib.sha256(repr(question).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(repr((VERSION, question)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _folders() -> list[Path]:
@@ -144,8 +149,8 @@ def _writable(name: str) -> Iterator[Path | None]:
             yield folder
         return
     logger.warning(
-        "what is found out about the data set cannot be kept, and will be sought again each time; set PSEUDOSEG_CACHE "
-        "to a folder that can be written (%s)",
+        "the index of the data set cannot be kept and will be made again at every start; set PSEUDOSEG_CACHE to a "
+        "folder that can be written (%s)",
         "; ".join(refusals),
     )
     yield None

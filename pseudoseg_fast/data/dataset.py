@@ -39,7 +39,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         transform: called with image uint8 [in_channels, H, W] and mask uint8 [H, W] or None.
         short_side: resize so that the shorter side has this many pixels, before the transform.
         in_channels: 3 for colour, 1 for grey, or the number that the files have.
-        white: value that becomes 255 in pictures of more than 8 bits, see :func:`~pseudoseg_fast.data.read.read_image`.
+        white: value that becomes 255 in pictures of more than 8 bits, see
+            :func:`~pseudoseg_fast.data.decode.read_image`.
         cache: keep decoded pictures in memory, each worker its own: for small sets.
         on_corrupt: ``"raise"`` stops at an unreadable picture; ``"skip"`` puts another sample in its place, chosen by
             the seed, for :class:`CorruptCounter` to count.

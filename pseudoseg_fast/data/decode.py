@@ -44,6 +44,25 @@ class UnreadableImage(DataError):
     """A picture whose file is damaged or no picture at all."""
 
 
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return height and width of a picture whose shorter side is resized to ``short_side`` pixels, rounded."""
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+@contextlib.contextmanager
+def _reading(path: File, *, but_tiff: bool = False) -> Iterator[None]:
+    """Name the file in what damaged ones make Pillow and tifffile raise, but for TIFF files that Pillow cannot read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        if but_tiff and isinstance(error, UnidentifiedImageError) and is_tiff(path):
+            raise
+        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+
+
 def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
     """Decode a picture in the mode of its file, upright, as its EXIF orientation says.
 
@@ -56,22 +75,15 @@ def open_upright(path: File, max_pixels: int | None = None) -> Image.Image:
         UnidentifiedImageError: it is a TIFF file that is for :func:`read_image`.
         DataError: the picture holds floating-point numbers.
     """
-    try:
-        with open_whole(path) as file:
-            if max_pixels is not None and file.width * file.height > max_pixels:
-                raise UnreadableImage(
-                    f"{path} has {file.width} x {file.height} pixels; expected at most {max_pixels} in all, "
-                    "cut it into pieces or raise --max-pixels"
-                )
-            file.load()
-            ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
-            image: Image.Image = file
-    except UnreadableImage:
-        raise
-    except UNREADABLE as error:
-        if isinstance(error, UnidentifiedImageError) and is_tiff(path):
-            raise
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
+    with _reading(path, but_tiff=True), open_whole(path) as file:
+        if max_pixels is not None and file.width * file.height > max_pixels:
+            raise UnreadableImage(
+                f"{path} has {file.width} x {file.height} pixels; expected at most {max_pixels} in all, "
+                "cut it into pieces or raise --max-pixels"
+            )
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)  # a copy would take as much memory again
+        image: Image.Image = file
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point numbers; expected 8-bit or 16-bit pixels")
     return image
@@ -103,7 +115,7 @@ def read_image(
         UnreadableImage: the file cannot be decoded.
         DataError: the picture has other channels, or values whose range is not known.
     """
-    try:
+    with _reading(path):
         if channels in IMAGE_MODES:
             try:
                 return _read_pillow(path, channels, white, at_least)
@@ -111,10 +123,6 @@ def read_image(
                 if not is_tiff(path):
                     raise
         stored = _read_channels(path, white)
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     pixels = stored.pixels
     if channels in IMAGE_MODES and stored.inks:
         raise DataError(f"{path} holds inks (CMYK); expected grey or RGB, convert it")
@@ -142,14 +150,10 @@ def image_size(path: File, *, decode: bool = False) -> tuple[int, int]:
         UnreadableImage: the file is no picture, or cannot be decoded.
         DataError: only a package that is not installed can read it.
     """
-    try:
+    with _reading(path):
         height, width, orientation = _stored(path, decode)
         if width * height == 0:
             raise ValueError(f"it has {width} x {height} pixels")
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     return (width, height) if orientation in _SIDEWAYS else (height, width)
 
 
@@ -215,7 +219,7 @@ def describe_file(path: File) -> Description:
         UnreadableImage: the file is no picture.
         DataError: only a package that is not installed can read it.
     """
-    try:
+    with _reading(path):
         try:
             with open_whole(path) as image:
                 high_byte = has_deep_color(image)
@@ -230,10 +234,6 @@ def describe_file(path: File) -> Description:
             if not is_tiff(path):
                 raise
             stored = _read_channels(path)
-    except DataError:
-        raise
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{path} cannot be read as a picture: {error}") from error
     pixels = stored.pixels
     count = pixels.shape[2]
     channels = 3 if stored.inks and count == 4 else count - stored.alpha

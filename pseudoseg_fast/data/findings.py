@@ -107,7 +107,7 @@ def report_masks(
         report.errors.append(f"the masks hold the ids {some(ids, 40)}; {naming(ids, labels, together)}")
         return
     report.notes.append(class_table(classes, scans))
-    for name, effect in (("labelled", "nothing can teach them"), ("val", "they are not scored")):
+    for name, effect in (("labelled", "the network cannot learn them"), ("val", "they are not scored")):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
         if scans[name] and absent and not (strange or others or drawn):
             report.warnings.append(f"no {name} picture shows {', '.join(absent)}: {effect}")

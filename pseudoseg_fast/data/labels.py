@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -199,13 +200,13 @@ def read_label_map(value: Mapping[int, int] | str | None, root: Path) -> dict[in
         return {}
     if isinstance(value, str):
         pairs = [pair.split(":") for pair in value.replace(",", " ").split()]
-        if all(len(pair) == 2 and all(part.strip("-").isdigit() for part in pair) for pair in pairs):
+        if all(len(pair) == 2 and all(re.fullmatch("-?[0-9]+", part) for part in pair) for pair in pairs):
             return {int(old): int(new) for old, new in pairs}
         path = find_file(value, root)
         try:
             value = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is no YAML file of 'from: to' lines: {error}") from error
+            raise DataError(f"{path} is not a YAML file of 'from: to' lines: {error}") from error
         if not isinstance(value, dict) or not all(
             isinstance(number, int) for pair in value.items() for number in pair
         ):
@@ -248,7 +249,7 @@ def read_color_map(
             raise DataError(f"{where}: the colour {red} {green} {blue} has a class already")
         if name not in (*names, _IGNORE) and not name.isdigit():
             if classes is not None:
-                raise DataError(f"{where}: {name!r} is no class{nearest(name, classes)}, or {_IGNORE}")
+                raise DataError(f"{where}: {name!r} is not a class{nearest(name, classes)}, or {_IGNORE}")
             names.append(name)
         colors[red, green, blue] = (
             IGNORE_INDEX if name == _IGNORE else names.index(name) if name in names else int(name)

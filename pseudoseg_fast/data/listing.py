@@ -57,7 +57,7 @@ def list_pictures(folder: Path) -> Names:
             "began": np.array(began),
         }
 
-    known = remember("files", str(folder), _unchanged, find)  # "pictures" had no suffixes
+    known = remember("files", str(folder), _unchanged, find)
     _warn(folder, Counter(dict(zip(Names(known["suffixes"]), known["counts"].tolist(), strict=True))))
     return Names(known["names"])
 

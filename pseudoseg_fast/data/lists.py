@@ -222,7 +222,7 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
         raise DataError(f"{path} names a class twice: {', '.join(repeated)}")
     if not 1 <= len(names) <= 255:
         raise DataError(
-            f"{path} names {len(names)} classes; expected 2 to 255, one a line in the order of the mask ids"
+            f"{path} names {len(names)} classes; expected 1 to 255, one a line in the order of the mask ids"
         )
     return names
 

@@ -63,7 +63,7 @@ def read_unlabeled(
     if are_remote(path):
         if size is None:
             raise DataError(
-                f"{path} is a stream, of which nobody knows the length; give the number of its pictures, "
+                f"{path} is a stream of unknown length; give the number of its pictures, "
                 "--data.unlabeled_size N"
             )
         return Stream([url for part in str(path).split("::") for url in expand(part)], size)
@@ -125,7 +125,7 @@ def _read_plain(path: Path, root: Path) -> Names:
         return bool(changed < arrays["began"] - SETTLED)
 
     question = (str(path), size, changed, str(root))
-    return Names(remember("names", question, fresh, find)["names"])  # "list" had them cut at a space
+    return Names(remember("names", question, fresh, find)["names"])
 
 
 class _Files:

@@ -28,6 +28,7 @@ from pseudoseg_fast.data.decode import (
     open_whole,
     orientation_of,
     read_image,
+    short_side_size,
     stored_orientation,
     turn_upright,
     upright,
@@ -37,8 +38,6 @@ from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
 
 KEPT = 100
 """Fewer masks are read each time."""
-VERSION = 2
-"""To be raised with every change of what is looked at, which what was kept before says nothing of."""
 
 
 def read_mask(path: Path, labels: Labels, image: File | None = None) -> NDArray[np.uint8]:
@@ -115,8 +114,7 @@ def read_sample(
         mask = read_mask(sample.mask, labels, sample.image)
         check_size(sample, mask.shape, size)
     if short_side is not None:
-        scale = short_side / min(size)
-        image, mask = _resize(image, mask, round(size[0] * scale), round(size[1] * scale))
+        image, mask = _resize(image, mask, *short_side_size(size[0], size[1], short_side))
     pixels = torch.from_numpy(image)
     # Channels stay last in memory: torch resizes such pictures several times faster, to the same values.
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -162,7 +160,7 @@ def check_masks(
         def fresh(kept: Arrays) -> bool:
             return bool(now[:, 1].max() < kept["began"] - SETTLED) and np.array_equal(kept["files"], now)
 
-        question = (VERSION, labels, files, sorted(map(str, evaluated)))
+        question = (labels, files, sorted(map(str, evaluated)))
         known = remember("pixels", question, fresh, find)
         pixels = np.zeros((len(samples), IGNORE_INDEX + 1), np.int64)
         pixels[:, known["ids"]] = known["counts"]

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 from pseudoseg_fast.data.lists import Sample
 
 
+def spread(total: int, most: int) -> list[int]:
+    """Return at most ``most`` indices, evenly spread over ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int)).tolist()
+
+
 class Names(Sequence[str]):
     """Texts in one array of bytes, each with a zero byte behind it.
 

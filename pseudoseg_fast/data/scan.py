@@ -58,7 +58,7 @@ def scan(
     Args:
         samples: pictures with masks or without.
         labels: what the values in masks mean.
-        channels: as for :func:`~pseudoseg_fast.data.read.read_image`.
+        channels: as for :func:`~pseudoseg_fast.data.decode.read_image`.
         white: likewise.
     """
     threads = min(16, os.cpu_count() or 1)

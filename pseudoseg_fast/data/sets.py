@@ -110,7 +110,7 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
         absent := [name for name, count in zip(classes, data.pixels, strict=True) if not count]
     ):
         logger.warning(
-            "no labelled picture shows %s: nothing can teach %s",
+            "no labelled picture shows %s: the network cannot learn %s",
             ", ".join(absent),
             "this class" if len(absent) == 1 else f"these {len(absent)} of {len(classes)} classes",
         )
@@ -258,8 +258,8 @@ def read_samples(
         )
         if both := len(known) - len(apart_from(val, known)):
             logger.warning(
-                "%d of %d labelled pictures are val pictures, too: what is learnt from is no measure; take them off "
-                "one of the lists",
+                "%d of %d labelled pictures are val pictures, too: scores on training pictures mean nothing; take them "
+                "off one of the lists",
                 both,
                 len(known),
             )

@@ -122,7 +122,7 @@ def read_shards(text: str | Path, root: Path) -> ShardSamples:
     def fresh(arrays: Arrays) -> bool:
         return bool(now[:, 1].max() < arrays["began"] - SETTLED)
 
-    known = remember("members", (shards, now.tolist()), fresh, find)  # "heads" lacked numbered frames
+    known = remember("members", (shards, now.tolist()), fresh, find)
     samples = ShardSamples(Names.of(shards), Names(known["names"]), known["places"])
     if not samples:
         raise DataError(f"{text} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -257,7 +257,7 @@ def _read_heads(shard: str) -> _Heads | str:
                     places.append((member.offset_data, member.size))
                 file.members = []  # type: ignore[attr-defined]  # of a million members none is needed again
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        return f"{shard} is no tar file that is not compressed: {error}"
+        return f"{shard} is not an uncompressed tar file: {error}"
     return _Heads(
         names, np.array(places, np.int64).reshape(len(places), 2), is_picture.beside, is_picture.example
     )

@@ -108,7 +108,7 @@ def read_tags(path: str | Path, classes: Sequence[str], root: str | Path | None 
         image = posixpath.normpath(image)  # ./images/7.jpg is images/7.jpg
         names = {tag.strip() for tag in tags.split(";") if tag.strip()}
         for unknown in sorted(names.difference(classes)):
-            raise DataError(f"{where}: {unknown!r} is no class{nearest(unknown, classes)}")
+            raise DataError(f"{where}: {unknown!r} is not a class{nearest(unknown, classes)}")
         if image in rows:
             raise DataError(f"{where}: {image} has tags already; expected one line for each picture")
         shown = bytearray(len(classes))

@@ -6,14 +6,16 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = "pseudoseg_fast onnx 1"
-OUTPUTS = ("labels", "probabilities", "logits")
-PRECISIONS = ("fp32", "fp16", "int8")
+Output = Literal["labels", "probabilities", "logits"]
+Precision = Literal["fp32", "fp16", "int8"]
+OUTPUTS = get_args(Output)
+PRECISIONS = get_args(Precision)
 INPUT = "uint8 [batch, channels, height, width], 0 to 255, any height and width, 3 channels are RGB, not normalised"
 _JSON = ("classes", "palette", "background", "channels", "white", "short_side", "stride", "run", "versions")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pseudoseg_fast.data.decode import to_mode
+from pseudoseg_fast.data.decode import short_side_size, to_mode
 from pseudoseg_fast.deploy.model import Maps, Model, Pixels
 from pseudoseg_fast.deploy.pictures import Picture, to_pixels
 from pseudoseg_fast.deploy.tiles import Answers, Span, check_tiles, enlarged, spans, stitch
@@ -96,14 +96,9 @@ class Segmenter:
 
     def working_size(self, picture: Picture) -> Size:
         """Return height and width at which a picture is seen."""
-        height, width = picture.height, picture.width
-        short_side = self.settings.short_side
-        if short_side is None:
-            return height, width
-        # As in training: the longer side is rounded down.
-        if height <= width:
-            return short_side, max(1, int(short_side * width / height))
-        return max(1, int(short_side * height / width)), short_side
+        if self.settings.short_side is None:
+            return picture.height, picture.width
+        return short_side_size(picture.height, picture.width, self.settings.short_side)
 
     def is_large(self, picture: Picture) -> bool:
         """Tell whether a picture is cut into tiles."""

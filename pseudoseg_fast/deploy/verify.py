@@ -27,7 +27,7 @@ class VerificationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class Case:
     """Images to compare on.
 
     Args:
@@ -62,15 +62,15 @@ class Difference:
         return f"{text}, maps by {self.maps:.1e}" if self.maps else text
 
 
-def odd_sizes(pictures: Sequence[Picture], stride: int) -> list[Picture]:
+def odd_sizes(pictures: Sequence[Case], stride: int) -> list[Case]:
     """Return cut-outs of the first picture at sizes that a mistake in padding or rounding would show at."""
     first = pictures[0].images[:1]
     large = first.repeat(1, 1, *(-(-10 * stride // side) for side in first.shape[2:]))
     sizes = [(1, 1), (stride, 1), (stride + 1, 2 * stride - 1), (5 * stride - 3, 3 * stride), (33, 65)]
     sizes.append((9 * stride + 1, 10 * stride - 3))
-    cut = [Picture(f"{pictures[0].name}, cut", large[:, :, :height, :width]) for height, width in sizes]
+    cut = [Case(f"{pictures[0].name}, cut", large[:, :, :height, :width]) for height, width in sizes]
     pair = large[:, :, : 3 * stride + 1, : 2 * stride + 5]
-    return [*cut, Picture(f"{pictures[0].name}, cut, twice", torch.cat([pair, pair.flip(3)]))]
+    return [*cut, Case(f"{pictures[0].name}, cut, twice", torch.cat([pair, pair.flip(3)]))]
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def compare(
     answers: ModelProto,
     logits: ModelProto,
     network: Network,
-    pictures: Iterable[Picture],
+    pictures: Iterable[Case],
     *,
     align_corners: bool,
     cam: bool,

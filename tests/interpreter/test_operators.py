@@ -71,7 +71,7 @@ def test_refuses_what_it_cannot_run():
     with pytest.raises(RuntimeError, match="1 to 1024 classes, got 1025"):
         functional.fuse_predictions(many, many, backend="triton")
     with pytest.raises(RuntimeError, match="it has kernels for fuse_predictions"):
-        functional.mean_square(many, backend="triton")
+        functional.predict_labels(many, (1, 1), backend="triton")
 
 
 def test_a_label_that_needs_64_bits_for_its_pixels_is_refused():

@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 BACKGROUND = "background"
 ABOUT = ".about.json"
 """What is known of a folder of masks; hidden from those who look for masks in it."""
-VERSION = 2
-"""To be raised with every change of what is drawn."""
 _ALONE = 64
 _CHUNK = 64
 
@@ -215,7 +213,7 @@ def _keep(
             for count in pool.map(_save, itertools.repeat(folder), chunks):
                 bar.update(count)
 
-    folder = keep_folder("masks", (VERSION, str(file), stamp(file), str(images)), fill)
+    folder = keep_folder("masks", (str(file), stamp(file), str(images)), fill)
     return Masks(folder, **json.loads((folder / ABOUT).read_text(encoding="utf-8")))
 
 

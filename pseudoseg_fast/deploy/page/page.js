@@ -27,7 +27,7 @@ async function start() {
 function workingSize(width, height) {
   const wanted = metadata.short_side ? metadata.short_side / Math.min(width, height) : 1;
   const scale = Math.min(wanted, LONGEST / Math.max(width, height));
-  return [width, height].map((side) => Math.max(1, Math.floor(side * scale + 1e-6)));
+  return [width, height].map((side) => Math.max(1, Math.round(side * scale)));
 }
 
 // uint8 [1, channels, height, width] of a canvas.
