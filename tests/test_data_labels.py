@@ -105,6 +105,9 @@ def test_wrong_color_map(tmp_path, text, match):
 
 def test_label_maps(tmp_path):
     assert read_label_map("7:1, 9:255", tmp_path) == {7: 1, 9: 255}
+    for text in ("7-:1", "²:1"):
+        with pytest.raises(DataError, match="no file at"):
+            read_label_map(text, tmp_path)
     (tmp_path / "map.yaml").write_text("7: 1\n9: 255\n")
     assert read_label_map("map.yaml", tmp_path) == {7: 1, 9: 255}
     (tmp_path / "bad.yaml").write_text("- 7\n")

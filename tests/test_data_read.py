@@ -7,9 +7,11 @@ import torch
 from PIL import ExifTags, Image
 
 from pseudoseg_fast.data import read
+from pseudoseg_fast.data.decode import short_side_size
 from pseudoseg_fast.data.labels import Labels
 from pseudoseg_fast.data.lists import DataError, Sample
 from pseudoseg_fast.data.read import UnreadableImage, check_masks, read_image, read_mask, read_sample
+from pseudoseg_fast.loaders import ResizeShortSide
 
 IDS = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
 
@@ -127,6 +129,15 @@ def test_resize_keeps_ids_and_aspect(tmp_path):
     assert image.shape == (3, 10, 16)
     assert mask.unique().tolist() == [0, 2]
     assert torch.equal(image[0] > 100, mask == 2)
+
+
+def test_training_evaluation_and_inference_see_a_picture_at_one_size(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((375, 500, 3), np.uint8))
+    trained, _ = read_sample(Sample("a.png", path), Labels(2), short_side=128)
+    evaluated = ResizeShortSide(128)(torch.zeros(3, 375, 500, dtype=torch.uint8), None)["image"]
+    assert (
+        tuple(trained.shape[1:]) == tuple(evaluated.shape[1:]) == short_side_size(375, 500, 128) == (128, 171)
+    )
 
 
 def test_mask_of_another_size(tmp_path):

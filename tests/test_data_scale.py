@@ -1,5 +1,6 @@
 """Large pools: little memory, and what is found out is found out once."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -282,3 +283,14 @@ def test_nowhere_to_keep_it(root, tmp_path, monkeypatch, caplog):
     assert "set PSEUDOSEG_CACHE to a folder that can be written" in caplog.text
     with pytest.raises(OSError, match="no folder to keep masks in; set PSEUDOSEG_CACHE"):
         cache.keep_folder("masks", 1, lambda folder: None)
+
+
+def test_a_full_disk_costs_what_would_be_kept_alone(kept, monkeypatch, caplog):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    found = {"x": np.arange(3)}
+    assert cache.remember("files", "all", lambda _: True, lambda: found) is found
+    assert "files cannot be kept and will be computed again" in caplog.text
+    assert not [path for path in kept.iterdir() if path.suffix != ".lock"]
