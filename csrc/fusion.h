@@ -53,9 +53,13 @@ class FusedLabel {
         });
         break;
       case Power::any: {
+        // exp2 gives a class that is ruled out the least it gives; its root, for a temperature above 1, would be a share.
+        constexpr T least = sizeof(T) == 4 ? -125 : -999;
         const Vec<T> most = max_over<T>(classes_, [&](int64_t c) { return power_[c] = log2(mixed(c)); });
-        sum_ = sum_over<Vec<T>>(
-            classes_, [&](int64_t c) { return power_[c] = exp2((power_[c] - most) * fusion_.inverse_temperature); });
+        sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {
+          const Vec<T> y = exp2((power_[c] - most) * fusion_.inverse_temperature);
+          return power_[c] = power_[c] <= least ? Vec<T>{} : y;
+        });
         break;
       }
     }

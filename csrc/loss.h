@@ -161,7 +161,7 @@ class LossBand {
     const T *b = job_.of_sums, *a = b + classes_;
     const Vec<T>* e = student_.e();
     const Vec<T> share = labeled / student_.sum(), weight = student_.weight();
-    // Of e, which may be as small as 2^-115, probabilities first: a product with a gradient could be subnormal.
+    // Of e, which may be as small as 2^-90, probabilities first: a product with a gradient could be subnormal.
     Vec<T> mean = sum_over<Vec<T>>(classes_, [&](int64_t c) { return e[c] * share * a[c]; });
     for (int i = 0; i < kLanes<T>; ++i) {
       if (labeled[i] != T(0)) mean[i] += e[labels[i]][i] * share[i] * b[labels[i]];

@@ -5,8 +5,11 @@ Maps are bilinearly resized inside, with the meaning of ``align_corners`` in ``t
 
 Dtypes: float32, float16, bfloat16 or float64, mixed as you like. Arithmetic is done in float64 when an argument is
 float64, otherwise in float32; losses come back in that dtype, maps in the dtype of the map that they are made of.
-A logit of ``-inf`` rules its class out of losses and predictions; the norms of a fusion need finite logits, but for
-``"none"``. NaN logits have no defined result.
+A logit of ``-inf`` rules its class out of losses and predictions, as long as a pixel has another class; the norms of a
+fusion need finite logits, but for ``"none"``. NaN logits have no defined result.
+
+The kernels have first derivatives, and refuse a second one. Where ``torch.func`` or forward mode transforms a call,
+``"auto"`` is ``"eager"``.
 
 ``backend`` is ``"auto"`` or the name of one; a forced backend that cannot run raises a RuntimeError that says why.
 """

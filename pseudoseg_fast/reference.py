@@ -9,6 +9,8 @@ map that they are made of, losses in the dtype of the arithmetic.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
+def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, also for devices that have none, such as ``meta``."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 def _map_size(logits: Tensor) -> Size:
     return logits.shape[-2], logits.shape[-1]
 
@@ -51,6 +59,7 @@ def _interpolation_bands(
     W [target, source] is the linear interpolation matrix of one axis. A row has at most two neighbouring
     non-zeros, so W'W is tridiagonal.
     """
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     index = torch.arange(target, dtype=torch.float64, device=device)
     scale = (source - 1) / max(target - 1, 1) if align_corners else source / target
     position = index * scale if align_corners else (index + 0.5) * scale - 0.5
@@ -68,8 +77,8 @@ def mean_square(
     height, width = _map_size(logits) if size is None else size
     bands_y = _interpolation_bands(logits.shape[-2], height, align_corners, logits.device)
     bands_x = _interpolation_bands(logits.shape[-1], width, align_corners, logits.device)
-    diagonal_y, beside_y = (band.to(logits.dtype)[:, None] for band in bands_y)
-    diagonal_x, beside_x = (band.to(logits.dtype) for band in bands_x)
+    diagonal_y, beside_y = (band.to(logits)[:, None] for band in bands_y)
+    diagonal_x, beside_x = (band.to(logits) for band in bands_x)
 
     # The form is symmetric, so each off-diagonal is applied once and counted twice. [B, C, h]
     rows = (diagonal_x * logits.square()).sum(-1)
@@ -89,7 +98,7 @@ def refine_cam(
     """Compute ``cam + softmax(query key' * scale) cam``."""
     dtype = compute_dtype(query, key, cam)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(query.device.type, enabled=False):
+    with autocast_off(query.device):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT  # [B, L, L]
         if mask is not None:
             scores = scores.masked_fill(~(mask[:, :, None] & mask[:, None, :]), MASKED_SCORE)
@@ -159,7 +168,7 @@ def project_cam(refined: Tensor, projection: Tensor, shift: Tensor, *, backgroun
 
     The batch norm takes the biased statistics over B and L, scale 1 and the given shift.
     """
-    with torch.autocast(refined.device.type, enabled=False):
+    with autocast_off(refined.device):
         if background:
             refined = torch.cat([2 - refined.amax(-1, keepdim=True), refined], dim=-1)
         projected = refined @ projection.to(refined.dtype).mT
@@ -186,7 +195,7 @@ def pseudo_label(
     align_corners: bool = False,
 ) -> Tensor:
     """Chain attention, background channel, projection with batch norm, and fusion."""
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), autocast_off(query.device):
         dtype = compute_dtype(query, key, cam, decoder_logits)
         refined = refine_cam(query, key, cam.to(dtype).flatten(2).mT, mask=mask)  # [B, L, K]
         logits = project_cam(refined, projection, shift, background=background)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pseudoseg_fast import functional
-from pseudoseg_fast.reference import project_cam
+from pseudoseg_fast.reference import autocast_off, project_cam
 
 CAM_EPS = 1e-5
 """Lower bound of the maximum that a class activation map is divided by."""
@@ -90,7 +90,7 @@ def class_activation_map(features: Tensor, weight: Tensor, image_labels: Tensor)
     if image_labels.shape != (batch, len(weight)):
         raise ValueError(f"image_labels must be [{batch}, {len(weight)}], got {list(image_labels.shape)}")
     dtype = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
+    with autocast_off(features.device):
         cam = (weight.to(dtype) @ features.flatten(2).to(dtype)).relu()  # [B, K, L]
         cam = cam * image_labels.to(dtype)[:, :, None]
         cam = cam / cam.amax(-1, keepdim=True).clamp(min=CAM_EPS)

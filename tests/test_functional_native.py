@@ -1,6 +1,7 @@
 """What the native kernels promise beyond right values: repeatable, sparing with memory, known to torch."""
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -175,6 +176,35 @@ def test_second_derivative_of_dice_is_refused():
     (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
     with pytest.raises(RuntimeError, match="kernels of dice_loss have no second derivative"):
         gradient.sum().backward()
+
+
+THREADS = """
+import threading
+import torch
+from pseudoseg_fast import functional
+
+gradients, together = [], threading.Barrier(4)
+x0, weight0 = torch.randn(1, 3, 4, 4), torch.randn(3, 1, 3, 3)
+labels = torch.randint(0, 3, (1, 8, 8))
+
+def first_use():
+    x, weight = x0.clone().requires_grad_(), weight0.clone().requires_grad_()
+    together.wait()
+    functional.dice_loss(functional.depthwise_conv2d(x, weight, padding=(1, 1)), labels).backward()
+    gradients.append(x.grad)
+
+threads = [threading.Thread(target=first_use) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(gradients) == 4 and all(torch.equal(gradient, gradients[0]) for gradient in gradients), gradients
+"""
+
+
+def test_threads_may_begin_together():
+    """Those that came second ran without derivatives, and had no gradient."""
+    subprocess.run([sys.executable, "-c", THREADS], check=True)
 
 
 def test_offsets_beyond_32_bits():

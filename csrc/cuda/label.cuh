@@ -59,14 +59,17 @@ class FusedLabel {
 
  private:
   __device__ __forceinline__ void sharpen(const Group& group) {
-    T most[1] = {log2_of(least_)};
+    const T least = log2_of(least_);
+    T most[1] = {least};
     decoder_.each([&](int k) {
       share_[k] = log2_of(share_[k] < least_ ? least_ : share_[k]);  // NaN stays NaN
       most[0] = share_[k] > most[0] ? share_[k] : most[0];
     });
     group.max(most);
+    // A class that is ruled out has the least logarithm: its root, for a temperature above 1, would be a share.
     decoder_.each([&](int k) {
-      share_[k] = decoder_.has(k) ? exp2_of((share_[k] - most[0]) * fusion_.inverse_temperature) : T(0);
+      const bool none = !decoder_.has(k) || share_[k] <= least;
+      share_[k] = none ? T(0) : exp2_of((share_[k] - most[0]) * fusion_.inverse_temperature);
     });
   }
 

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pseudoseg_fast.backends import cpp, cuda, eager, triton
 
@@ -43,13 +44,25 @@ def choose(function: str, tensors: Sequence[Tensor | None], backend: str = "auto
         return getattr(BACKENDS[name], function)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
-    if refusal := BACKENDS[backend].refusal(function, given):
-        raise RuntimeError(f"backend {backend!r} cannot run {function}: {refusal}")
+    if reason := refusal(backend, function, given):
+        raise RuntimeError(f"backend {backend!r} cannot run {function}: {reason}")
     return getattr(BACKENDS[backend], function)
 
 
 def objection(name: str, function: str, tensors: Sequence[Tensor]) -> str:
     """Return why ``"auto"`` does not take a backend for a public function on these tensors, or an empty string."""
-    module = BACKENDS[name]
-    slowness = getattr(module, "slowness", None)
-    return module.refusal(function, tensors) or (slowness(function, tensors) if slowness else "")
+    slowness = getattr(BACKENDS[name], "slowness", None)
+    return refusal(name, function, tensors) or (slowness(function, tensors) if slowness else "")
+
+
+def refusal(name: str, function: str, tensors: Sequence[Tensor]) -> str:
+    """Return why a backend cannot run a public function on these tensors, or an empty string."""
+    if name != "eager" and not torch.compiler.is_compiling() and _is_transformed():
+        return "it has no derivatives for torch.func and forward mode; use backend='auto' or 'eager'"
+    reason: str = BACKENDS[name].refusal(function, tensors)
+    return reason
+
+
+def _is_transformed() -> bool:
+    """Tell whether a transform of torch.func, or forward-mode differentiation, is at work."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0

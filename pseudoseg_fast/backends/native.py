@@ -2,10 +2,11 @@
 
 The operators compute the gradient with respect to the logits along with a reduced loss, at the low resolution;
 backward scales it. A second backward through the same graph, and the backward of an unreduced loss, run the operator
-again. Second derivatives are not computed.
+again. Second derivatives are refused.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ _NORMS = {"batch": 0, "image": 1, "pixel": 2, "none": 3}
 
 
 _registered: list[bool] = []
+_registering = threading.Lock()
 
 
 def load(library: Callable[[], None], kind: str) -> str:
@@ -38,29 +40,35 @@ def load(library: Callable[[], None], kind: str) -> str:
         if not switched_off():
             logger.warning("running without native %s kernels: %s", kind, error)
         return str(error)
-    if not _registered:  # they hold for every device
-        _registered.append(True)
-        for name, maps in _LOSSES.items():
-            _register_loss(name, maps)
-        torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
-        torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
-        torch.library.register_fake("pseudoseg_fast::class_sums", _fake_class_sums)
-        torch.library.register_fake("pseudoseg_fast::class_sums_backward", _fake_class_sums_backward)
-        torch.library.register_autograd(
-            "pseudoseg_fast::class_sums", _class_sums_backward, setup_context=_save_class_sums
-        )
-        torch.library.register_autograd(
-            "pseudoseg_fast::class_sums_backward", partial(_no_second_derivative, "dice_loss")
-        )
-        torch.library.register_fake("pseudoseg_fast::depthwise_conv2d", _fake_depthwise_conv2d)
-        torch.library.register_fake("pseudoseg_fast::depthwise_conv2d_backward", _fake_depthwise_backward)
-        torch.library.register_autograd(
-            "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
-        )
-        torch.library.register_autograd(
-            "pseudoseg_fast::depthwise_conv2d_backward", partial(_no_second_derivative, "depthwise_conv2d")
-        )
+    with _registering:
+        if not _registered:  # they hold for every device
+            _register()
+            _registered.append(True)
     return ""
+
+
+def _register() -> None:
+    """Give the operators shapes and derivatives, for every device."""
+    for name, maps in _LOSSES.items():
+        _register_loss(name, maps)
+    torch.library.register_fake("pseudoseg_fast::fuse_predictions", _fake_fuse_predictions)
+    torch.library.register_fake("pseudoseg_fast::predict_labels", _fake_predict_labels)
+    torch.library.register_fake("pseudoseg_fast::class_sums", _fake_class_sums)
+    torch.library.register_fake("pseudoseg_fast::class_sums_backward", _fake_class_sums_backward)
+    torch.library.register_autograd(
+        "pseudoseg_fast::class_sums", _class_sums_backward, setup_context=_save_class_sums
+    )
+    torch.library.register_autograd(
+        "pseudoseg_fast::class_sums_backward", partial(no_second_derivative, "dice_loss")
+    )
+    torch.library.register_fake("pseudoseg_fast::depthwise_conv2d", _fake_depthwise_conv2d)
+    torch.library.register_fake("pseudoseg_fast::depthwise_conv2d_backward", _fake_depthwise_backward)
+    torch.library.register_autograd(
+        "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
+    )
+    torch.library.register_autograd(
+        "pseudoseg_fast::depthwise_conv2d_backward", partial(no_second_derivative, "depthwise_conv2d")
+    )
 
 
 def soft_cross_entropy(
@@ -218,6 +226,19 @@ def _loss(operator: Any, *arguments: Any) -> Tensor:
     return _Loss.apply(operator, *arguments)
 
 
+class _Once(torch.autograd.Function):
+    """A gradient whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, _: Tensor, function: str) -> Tensor:
+        ctx.function = function
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        no_second_derivative(ctx.function, ctx)
+
+
 class _Loss(torch.autograd.Function):
     """The derivative of a loss operator in eager mode: it owns the gradient and scales it in place."""
 
@@ -229,35 +250,58 @@ class _Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale = _unscaled_gradient(ctx, ctx.operator, grad)
-        ctx.gradient = None  # the next backward computes it anew
-        if scale is not None:
-            gradient.mul_(scale)
-        return None, gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
+        with torch.no_grad():
+            gradient, scale = _unscaled_gradient(ctx, ctx.operator, grad)
+            ctx.gradient = None  # the next backward computes it anew
+            if scale is not None:
+                batched = torch._C._functorch.is_legacy_batchedtensor(scale)  # is_grads_batched=True
+                gradient = gradient * scale if batched else gradient.mul_(scale)
+        gradient = _differentiable_once(ctx, ctx.operator, gradient.to(ctx.dtype))
+        return None, gradient, *[None] * len(ctx.others)
 
 
 def _save(ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor) -> None:
-    """Keep what backward needs of one call of a loss operator."""
-    ctx.save_for_backward(denominator, *(value for value in arguments if isinstance(value, Tensor)))
-    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in arguments]
+    """Keep what backward needs of one call of a loss operator.
+
+    All but the logits are kept without autograd's guard: none has a gradient, so they may come from inference mode, and
+    change once a reduced loss has its gradient.
+    """
+    logits, *ctx.others = arguments
+    ctx.save_for_backward(denominator, logits)
+    ctx.versions = [_version(value) for value in ctx.others]
     ctx.gradient = gradient if arguments[-1] else None
-    ctx.dtype = arguments[0].dtype
+    ctx.dtype = logits.dtype
+
+
+def _version(value: Any) -> int | None:
+    """Return how often a tensor was written to; None where nobody counts."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
 def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the gradient of the logits and the factor that it lacks; computed now where forward did not."""
-    denominator, *tensors = ctx.saved_tensors
-    remaining = iter(tensors)
-    arguments = [next(remaining) if other is None else other[0] for other in ctx.others]
-    unreduced = arguments[-3] == _REDUCTIONS["none"]
+    denominator, logits = ctx.saved_tensors
+    others = list(ctx.others)
+    unreduced = others[-3] == _REDUCTIONS["none"]
     gradient = ctx.gradient
     if gradient is None:
-        arguments[1] = grad if unreduced else None
-        arguments[-3], arguments[-1] = _REDUCTIONS["sum"], True
-        _, _, gradient = operator(*arguments)
+        if ctx.versions != [_version(value) for value in others]:
+            raise RuntimeError(
+                "a label, weight or mask of the loss was written to since forward, and its gradient is computed now: "
+                "write to a copy"
+            )
+        others[0] = grad if unreduced else None
+        others[-3], others[-1] = _REDUCTIONS["sum"], True
+        _, _, gradient = operator(logits, *others)
     return gradient, None if unreduced else grad / denominator
+
+
+def _differentiable_once(ctx: Any, operator: Any, gradient: Tensor) -> Tensor:
+    """Return a gradient that is a part of a graph, where one is made of backward, but refuses its own derivative."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # torch.compile refuses it by itself
+        return gradient
+    return _Once.apply(gradient, ctx.saved_tensors[1], operator.__name__)
 
 
 def _register_loss(name: str, maps: tuple[int, ...]) -> None:
@@ -284,10 +328,10 @@ def _register_loss(name: str, maps: tuple[int, ...]) -> None:
         _save(ctx, inputs, denominator, gradient)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale = _unscaled_gradient(ctx, operator, grad)
+        gradient, scale = _unscaled_gradient(ctx, operator, grad.detach())
         if scale is not None:
             gradient = gradient * scale
-        return gradient.to(ctx.dtype), *[None] * (len(ctx.others) - 1)
+        return _differentiable_once(ctx, operator, gradient.to(ctx.dtype)), *[None] * len(ctx.others)
 
     torch.library.register_fake(f"pseudoseg_fast::{name}", fake)
     torch.library.register_autograd(f"pseudoseg_fast::{name}", backward, setup_context=setup_context)
@@ -312,7 +356,8 @@ def _fake_class_sums_backward(_: Tensor, logits: Tensor, *__: Any) -> Tensor:
 
 def _save_class_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, labels, *ctx.options = inputs
-    ctx.save_for_backward(logits, labels)
+    # Autograd saves no tensor of inference mode.
+    ctx.save_for_backward(logits, labels.clone() if labels.is_inference() else labels)
 
 
 def _class_sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -350,7 +395,8 @@ def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(input, weight)
 
 
-def _no_second_derivative(function: str, ctx: Any, *_: Tensor) -> None:
+def no_second_derivative(function: str, ctx: Any, *_: Tensor) -> None:
+    """Stand for the derivative of a backward pass; raises RuntimeError."""
     raise RuntimeError(f"the kernels of {function} have no second derivative; use backend='eager'")
 
 

@@ -7,7 +7,9 @@ this backend can run. Launches go to the current stream and never wait for the d
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pseudoseg_fast.backends.native import no_second_derivative
 from pseudoseg_fast.reference import Size
 
 FUNCTIONS = ("fuse_predictions", "pseudo_label", "refine_cam")
@@ -64,14 +67,16 @@ def _size_reason(function: str, tensors: Sequence[Tensor]) -> str:
 
 _reasons: dict[tuple[str, int | None], str] = {}
 _kernels: list[ModuleType] = []
+_loading = threading.Lock()
 
 
 @torch.compiler.assume_constant_result
 def _device_reason(kind: str, index: int | None) -> str:
     """Load the kernels once and look at each device once; return why they cannot run there, or an empty string."""
-    if (kind, index) not in _reasons:  # not functools.cache: torch.compile looks through it
-        _reasons[kind, index] = _ask_device(kind, index) or _load()
-    return _reasons[kind, index]
+    with _loading:
+        if (kind, index) not in _reasons:  # not functools.cache: torch.compile looks through it
+            _reasons[kind, index] = _ask_device(kind, index) or _load()
+        return _reasons[kind, index]
 
 
 def _ask_device(kind: str, index: int | None) -> str:
@@ -100,8 +105,9 @@ def _load() -> str:
         return f"Triton cannot be imported ({error}); install it with pip install triton"
     if not hasattr(triton, "knobs"):
         return f"it needs Triton 3.4 or newer, got {triton.__version__}; upgrade it with torch"
-    _kernels.append(import_kernels())
+    kernels = import_kernels()
     _register()
+    _kernels.append(kernels)
     return ""
 
 
@@ -205,13 +211,14 @@ class _RefineCam(torch.autograd.Function):
         return results[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, grad)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
     query, key, cam, mask, scale, *_ = inputs
+    if mask is not None and mask.is_inference():  # which autograd does not save
+        mask = mask.clone()
     ctx.save_for_backward(query, key, cam, mask, *results[1:])
     ctx.scale = scale
 
@@ -267,6 +274,9 @@ def _register() -> None:
         torch.library.register_fake(qualified, fake[name])
     torch.library.register_autograd(
         "pseudoseg_triton::refine_cam", _registered_backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd(
+        "pseudoseg_triton::refine_cam_backward", partial(no_second_derivative, "refine_cam")
     )
 
 
