@@ -83,7 +83,7 @@ OVERVIEW = {
         f"photographs of people, {masks} masks": (
             "ccp",
             f"supervised, {masks} masks",
-            f"preset untagged, {masks} masks + {1698 - masks} pictures",
+            f"preset untagged, {masks} masks + 1094 pictures",
             f"preset tagged, {masks} masks + 1094 tagged pictures",
             "supervised, 604 masks",
         )

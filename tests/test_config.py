@@ -57,8 +57,16 @@ def test_shares_of_the_run_become_steps():
     tagged = ("--config=demo", "--config=tagged")
     assert parse(*tagged).method.start_u == 180
     assert parse(*tagged, "--optim.steps=2000").method.start_u == 1200
-    untagged = parse(*DATA, "--config=small", "--config=untagged")
-    assert (untagged.optim.steps, untagged.method.start_u, untagged.method.ramp_u) == (4000, 1200, 100)
+    fixmatch = parse(*DATA, "--config=small", "--config=fixmatch")
+    assert (fixmatch.optim.steps, fixmatch.method.start_u, fixmatch.method.ramp_u) == (4000, 1200, 100)
+
+
+def test_untagged_is_tagged_without_tags():
+    tagged = parse(
+        *(*DATA, "--config=small", "--config=tagged"),
+        *("--method.image_labels=false", "--method.exclude_untagged=false"),
+    )
+    assert parse(*DATA, "--config=small", "--config=untagged") == tagged
 
 
 def test_every_odd_value_survives_a_round_trip(tmp_path):
