@@ -89,6 +89,13 @@ OVERVIEW = {
         )
         for masks in (25, 50, 100)
     },
+    "photographs of people, 50 masks, 1000 steps": (
+        "ccp",
+        "supervised, 50 masks, 1000 steps",
+        "preset untagged, 50 masks + 1094 pictures, 1000 steps",
+        "preset tagged, 50 masks + 1094 tagged pictures, 1000 steps",
+        None,
+    ),
     **{
         f"streets, {masks} masks": (
             "camvid-small",

@@ -53,7 +53,7 @@ class FusedLabel {
         });
         break;
       case Power::any: {
-        // exp2 gives a class that is ruled out the least it gives; its root, for a temperature above 1, would be a share.
+        // exp2 has a least value: of a class that is ruled out, its root at a temperature above 1 would be a share.
         constexpr T least = sizeof(T) == 4 ? -125 : -999;
         const Vec<T> most = max_over<T>(classes_, [&](int64_t c) { return power_[c] = log2(mixed(c)); });
         sum_ = sum_over<Vec<T>>(classes_, [&](int64_t c) {

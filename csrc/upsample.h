@@ -10,10 +10,10 @@
 namespace psf::PSF_ISA {
 namespace {
 
-constexpr int64_t kAnchor = 8;      // rows after which the sequence starts from an exact exponential again
-constexpr int64_t kShortest = 3;    // rows from which on a sequence is cheaper than one exponential a row
-constexpr double kSafeRange = 90;   // of logits / ln 2: one shift keeps every exponential, and a weight up to 2^37
-                                    // divided by a sum of them, a normal number
+constexpr int64_t kAnchor = 8;     // rows after which the sequence starts from an exact exponential again
+constexpr int64_t kShortest = 3;   // rows from which on a sequence is cheaper than one exponential a row
+constexpr double kSafeRange = 90;  // of logits / ln 2: one shift keeps every exponential, and a weight up to 2^37
+                                   // divided by a sum of them, a normal number
 
 // Hands out pieces of one block of memory; with a null block it only counts.
 class Arena {
