@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from pseudoseg_fast import visualize
@@ -173,7 +175,18 @@ def draw_samples(
         image = visualize.as_color(image[..., None] if image.ndim == 2 else image)
         mask = visualize.colorize(read_mask(sample.mask, labels, sample.image), colors)
         rows.append([image, mask, np.round(image * 0.5 + mask * 0.5).astype(np.uint8)])
-    visualize.grid(rows, ["picture", "mask", "both"], classes, colors).save(path)
+    mark = PngInfo()
+    mark.add_text("Software", PROG)
+    visualize.grid(rows, ["picture", "mask", "both"], classes, colors).save(path, pnginfo=mark)
+
+
+def is_drawing(path: Path) -> bool:
+    """Say whether a file is one that :func:`draw_samples` drew, by its mark; other formats than PNG have none."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == PROG
+    except (OSError, ValueError):
+        return False
 
 
 def check(
@@ -336,12 +349,17 @@ def prepare(picture: str, saved: str | None) -> tuple[Path, Path | None]:
     """Return where to write, and make the folders, before all is read.
 
     Raises:
-        ValueError: the configuration is there already, or a name is empty.
+        ValueError: the configuration is there already, a name is empty, or the picture is one that is not of ours.
         OSError: a folder cannot be made.
     """
     for option, name in (("--picture", picture), ("--save", saved)):
         if name == "":
             raise ValueError(f"{option} expects the name of a file, got an empty one; give {option} FILE")
+    if os.path.isfile(picture) and not is_drawing(Path(picture)):
+        raise ValueError(
+            f"--picture is where samples are drawn to, and {picture} is there and is something else; choose another "
+            "name"
+        )
     if saved and os.path.lexists(saved):
         raise ValueError(f"{saved} is there already; remove it, or choose another --save")
     for name in (picture, saved):

@@ -204,6 +204,12 @@ class Trainer:
         unlabeled: Iterator[dict[str, Any]] | None = None
         agreement = Agreement(self.fabric)
         # A stop skips the evaluation that is due, and a finished run has nothing else left to do.
+        if began == steps and self.fabric.is_global_zero:
+            logger.warning(
+                "the checkpoint is of step %d, the last one: nothing is left to train; give more --optim.steps to go "
+                "on, or leave --run.resume out to begin anew",
+                steps,
+            )
         if self.step == steps or (self.step % run.eval_every == 0 and self.scored != self.step):
             self.stepper.check_weights(self.step)
             self.evaluate()

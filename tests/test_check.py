@@ -303,6 +303,14 @@ def test_masks_of_nothing_are_not_black_and_white(root, capsys):
     assert "no labelled picture shows ground, wall: the network cannot learn them" in printed
 
 
+def test_ids_that_may_count_from_1_are_told_of(root, capsys):
+    assert "is in no mask" not in run(capsys, root)[1]
+    for path in (root / "masks").rglob("*.png"):
+        save(path, [[1] * 6] * 4)
+    said = "0, the id of ground, is in no mask: if ids count from 1, give --data.reduce_zero_label true"
+    assert said in run(capsys, root)[1]
+
+
 def test_an_error_costs_no_report(root, capsys):
     status, printed = run(capsys, root, "--data.classes=none.txt")
     assert status == 1

@@ -30,6 +30,17 @@ def test_what_is_there_already_is_named_before_all_is_read(root, tmp_path, unrea
     assert check.main([f"--data.root={root}", f"--picture={tmp_path / 'data.yaml/check.png'}"]) == 2
 
 
+def test_a_picture_of_the_user_is_not_drawn_over(root, tmp_path, capsys):
+    """--picture reads like the picture to check."""
+    picture = next((root / "images" / "train").iterdir())
+    before = picture.read_bytes()
+    assert check.main([f"--data.root={root}", f"--picture={picture}"]) == 2
+    assert "is there and is something else; choose another name" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    for _ in range(2):
+        assert run(capsys, root, f"--picture={tmp_path / 'drawn.png'}")[0] == 0
+
+
 def test_folders_of_outputs_are_made(root, tmp_path, capsys):
     picture, saved = tmp_path / "a/check.png", tmp_path / "b/c/data.yaml"
     assert run(capsys, root, f"--picture={picture}", f"--save={saved}")[0] == 0

@@ -1,5 +1,6 @@
 """Tags files: whatever is wrong with one is named with its line, and they tag the unlabelled pictures alone."""
 
+import dataclasses
 import logging
 import os
 import tarfile
@@ -10,7 +11,7 @@ import pytest
 import tiny
 
 from pseudoseg_fast.config import DataConfig
-from pseudoseg_fast.data import tags
+from pseudoseg_fast.data import sets, tags
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.sets import read_data
 
@@ -214,3 +215,17 @@ def test_shares_of_tagged_pictures(monkeypatch):
     monkeypatch.setattr(tags, "_CHUNK", 3)
     assert tags.Tags(list("badc"), shown).shares() == [0, 0.75, 0.25]
     assert tags.Tags().shares() == []
+
+
+def test_a_class_of_most_masks_that_no_tags_name_is_told_of(tmp_path, caplog, monkeypatch):
+    """It is forbidden in every label: most often it is the background, by another name."""
+    monkeypatch.setattr(sets, "ENOUGH_TAGS", 1)
+    root = tiny.make_set(tmp_path / "pictures")
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc", "images/5.png,disc"])
+    config = DataConfig(str(root), tags="tags.csv", **LISTS)
+    data = read_data(config)
+    assert "square: in most masks, and in none of the 1 lines of tags" in caplog.text
+    assert "background" not in caplog.text.split(":")[0]
+    caplog.clear()
+    sets.warn_of_untagged_classes(dataclasses.replace(data, background=None))
+    assert "background, square: in most masks" in caplog.text

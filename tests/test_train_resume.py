@@ -310,6 +310,14 @@ def test_a_run_that_goes_back_has_not_finished(root, tmp_path, monkeypatch):
     assert "not finished: step 3 of 6" in render(run)
 
 
+def test_a_finished_run_says_that_nothing_is_left(root, tmp_path, caplog):
+    options = tiny.options(root, tmp_path / "run", CHANGES | {"optim.steps": 2})
+    assert train.main(options) == 0
+    assert "nothing is left to train" not in caplog.text
+    assert train.main([*options, "--run.resume=auto"]) == 0
+    assert "of step 2, the last one: nothing is left to train; give more --optim.steps" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["step-2.ckpt", "best.ckpt"])
 def test_a_run_that_goes_back_and_dies_is_taken_up_there(root, tmp_path, monkeypatch, name):
     folder = tmp_path / "run"
@@ -513,6 +521,7 @@ def test_lists_that_have_changed_are_told_of(tmp_path, caplog, name, said):
     changes = CHANGES | {"optim.steps": 2, "run.resume": "auto"}
     assert train.main(tiny.options(root, folder, changes)) == 0
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "nothing is left to train" in warnings.pop()
     assert [message.split(" than when")[0] for message in warnings] == said
 
 

@@ -107,7 +107,12 @@ def report_masks(
         report.errors.append(f"the masks hold the ids {some(ids, 40)}; {naming(ids, labels, together)}")
         return
     report.notes.append(class_table(classes, scans))
-    for name, effect in (("labelled", "the network cannot learn them"), ("val", "they are not scored")):
+    if together.any() and not together[0] and len(classes) > 1 and not labels.reduce_zero_label:
+        report.warnings.append(
+            f"0, the id of {classes[0]}, is in no mask: if ids count from 1, give --data.reduce_zero_label true"
+        )
+    unscored = "they count as 0 where they are predicted, else not at all"
+    for name, effect in (("labelled", "the network cannot learn them"), ("val", unscored)):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
         if scans[name] and absent and not (strange or others or drawn):
             report.warnings.append(f"no {name} picture shows {', '.join(absent)}: {effect}")
