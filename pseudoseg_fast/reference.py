@@ -35,8 +35,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context without autocast, also for devices that have none, such as ``meta``."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.10 and 2.11 does not know the question
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def _map_size(logits: Tensor) -> Size:

@@ -7,6 +7,7 @@ again. Second derivatives are refused.
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -232,7 +233,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, _: Tensor, function: str) -> Tensor:
         ctx.function = function
-        return gradient.view_as(gradient)
+        return gradient.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
@@ -245,48 +246,54 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operator: Any, *arguments: Any) -> Tensor:
         loss, denominator, gradient = operator(*arguments)
-        _save(ctx, arguments, denominator, gradient)
+        _save(ctx, arguments, denominator, gradient, guarded=False)
         ctx.operator = operator
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            gradient, scale = _unscaled_gradient(ctx, ctx.operator, grad)
+            gradient, scale, logits = _unscaled_gradient(ctx, ctx.operator, grad)
             ctx.gradient = None  # the next backward computes it anew
             if scale is not None:
-                batched = torch._C._functorch.is_legacy_batchedtensor(scale)  # is_grads_batched=True
+                functorch = torch._C._functorch  # whose batches cannot be written into one gradient
+                batched = functorch.is_legacy_batchedtensor(scale) or functorch.is_batchedtensor(scale)
                 gradient = gradient * scale if batched else gradient.mul_(scale)
-        gradient = _differentiable_once(ctx, ctx.operator, gradient.to(ctx.dtype))
+        gradient = _differentiable_once(ctx.operator, gradient.to(ctx.dtype), logits)
         return None, gradient, *[None] * len(ctx.others)
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor) -> None:
+def _save(
+    ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor, *, guarded: bool = True
+) -> None:
     """Keep what backward needs of one call of a loss operator.
 
-    All but the logits are kept without autograd's guard: none has a gradient, so they may come from inference mode, and
-    change once a reduced loss has its gradient.
+    Unguarded, all but the logits may come from inference mode, and change once a reduced loss has its gradient: none of
+    them has one of its own.
     """
-    logits, *ctx.others = arguments
-    ctx.save_for_backward(denominator, logits)
-    ctx.versions = [_version(value) for value in ctx.others]
-    ctx.gradient = gradient if arguments[-1] else None
+    logits, *others = arguments
+    computed = bool(arguments[-1])
+    tensors = [value for value in others if isinstance(value, Tensor)]
+    ctx.written = []
+    if not guarded:
+        ctx.written = [(weakref.ref(value), value._version) for value in tensors if not value.is_inference()]
+        copied = [value.is_inference() for value in tensors]
+        tensors = [value.clone() if copy else value.data for value, copy in zip(tensors, copied, strict=True)]
+    ctx.save_for_backward(denominator, logits, *tensors)
+    ctx.others = [None if isinstance(value, Tensor) else (value,) for value in others]
+    ctx.gradient = gradient if computed else None
     ctx.dtype = logits.dtype
 
 
-def _version(value: Any) -> int | None:
-    """Return how often a tensor was written to; None where nobody counts."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
-
-
-def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient of the logits and the factor that it lacks; computed now where forward did not."""
-    denominator, logits = ctx.saved_tensors
-    others = list(ctx.others)
+def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the gradient of the logits, the factor that it lacks, and the logits; computed now if not in forward."""
+    denominator, logits, *tensors = ctx.saved_tensors
+    remaining = iter(tensors)
+    others = [next(remaining) if other is None else other[0] for other in ctx.others]
     unreduced = others[-3] == _REDUCTIONS["none"]
     gradient = ctx.gradient
     if gradient is None:
-        if ctx.versions != [_version(value) for value in others]:
+        if any((value := of()) is not None and value._version != version for of, version in ctx.written):
             raise RuntimeError(
                 "a label, weight or mask of the loss was written to since forward, and its gradient is computed now: "
                 "write to a copy"
@@ -294,14 +301,14 @@ def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, T
         others[0] = grad if unreduced else None
         others[-3], others[-1] = _REDUCTIONS["sum"], True
         _, _, gradient = operator(logits, *others)
-    return gradient, None if unreduced else grad / denominator
+    return gradient, None if unreduced else grad / denominator, logits
 
 
-def _differentiable_once(ctx: Any, operator: Any, gradient: Tensor) -> Tensor:
+def _differentiable_once(operator: Any, gradient: Tensor, logits: Tensor) -> Tensor:
     """Return a gradient that is a part of a graph, where one is made of backward, but refuses its own derivative."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # torch.compile refuses it by itself
         return gradient
-    return _Once.apply(gradient, ctx.saved_tensors[1], operator.__name__)
+    return _Once.apply(gradient, logits, operator.__name__)
 
 
 def _register_loss(name: str, maps: tuple[int, ...]) -> None:
@@ -328,10 +335,10 @@ def _register_loss(name: str, maps: tuple[int, ...]) -> None:
         _save(ctx, inputs, denominator, gradient)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, scale = _unscaled_gradient(ctx, operator, grad.detach())
+        gradient, scale, logits = _unscaled_gradient(ctx, operator, grad.detach())
         if scale is not None:
             gradient = gradient * scale
-        return _differentiable_once(ctx, operator, gradient.to(ctx.dtype)), *[None] * len(ctx.others)
+        return _differentiable_once(operator, gradient.to(ctx.dtype), logits), *[None] * len(ctx.others)
 
     torch.library.register_fake(f"pseudoseg_fast::{name}", fake)
     torch.library.register_autograd(f"pseudoseg_fast::{name}", backward, setup_context=setup_context)

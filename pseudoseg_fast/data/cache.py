@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pseudoseg_fast.build.cache import cache_folders, lock, trusted
-from pseudoseg_fast.whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +58,15 @@ def remember(
         known = _load(folder / name, fresh)  # another process may have just found them
         if known is None:
             known = find()
+            partial = None  # of a name of its own: there may be no lock
             try:
-                with replacing(folder / name) as partial, partial.open("wb") as file:
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}-", delete=False) as file:
+                    partial = Path(file.name)
                     np.savez(file, allow_pickle=False, **known)
+                os.replace(partial, folder / name)
             except OSError as error:
+                if partial is not None:
+                    partial.unlink(missing_ok=True)
                 logger.warning("%s cannot be kept and will be computed again: %s", kind, error)
         return known
 
