@@ -155,7 +155,7 @@ def test_torch_and_zip_read_a_checkpoint_as_any_other(whole):
 )
 def test_another_programs_file_is_refused(tmp_path, content, found):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=rf"no checkpoint of this program.*found .*{found}"):
+    with pytest.raises(ValueError, match=rf"not a checkpoint of this program.*found .*{found}"):
         checkpoint.load(tmp_path / "x.pth")
 
 
