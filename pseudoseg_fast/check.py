@@ -40,7 +40,7 @@ from pseudoseg_fast.data.sets import (
 )
 from pseudoseg_fast.data.shards import ShardSamples, are_shards, expand
 from pseudoseg_fast.data.stream import Stream
-from pseudoseg_fast.data.tagged import find_tags
+from pseudoseg_fast.data.tagged import find_tags, warn_of_untagged
 from pseudoseg_fast.data.tags import FROM_MASKS
 from pseudoseg_fast.stop import end_quietly
 from pseudoseg_fast.whole_file import replace_text
@@ -252,6 +252,10 @@ def check(
         except DataError as error:
             report.errors.append(str(error))
         else:
+            masks = [one.pixels[: len(classes)] > 0 for one in scans["labelled"] if one.pixels is not None]
+            if masks:
+                shares = np.mean(masks, axis=0).tolist()
+                warn_of_untagged(tags, classes, background_class(config.background, classes), shares)
             report.notes.append(
                 f"{config.tags} has tags of {len(tags)} pictures; which of them are streamed is not known"
                 if isinstance(pool, Stream)
@@ -357,8 +361,8 @@ def prepare(picture: str, saved: str | None) -> tuple[Path, Path | None]:
             raise ValueError(f"{option} expects the name of a file, got an empty one; give {option} FILE")
     if os.path.isfile(picture) and not is_drawing(Path(picture)):
         raise ValueError(
-            f"--picture is where samples are drawn to, and {picture} is there and is something else; choose another "
-            "name"
+            f"--picture is where samples are drawn to, and {picture} is there and is something else; remove "
+            "it, or choose another name"
         )
     if saved and os.path.lexists(saved):
         raise ValueError(f"{saved} is there already; remove it, or choose another --save")

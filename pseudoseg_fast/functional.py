@@ -90,7 +90,7 @@ def fuse_predictions(
         cam_logits: m, [B, C, h2, w2].
         size: label size (H, W); None for (h, w).
         gamma: share of the decoder in [0, 1]; 1 is the decoder alone, 0 SGC alone.
-        temperature: T > 0.
+        temperature: T > 0. Where it is neither 1 nor 0.5, C++ and CUDA take probabilities below 2^-125 for zero.
         norm: the scale s of both maps is ``rsqrt(mean(up(p)^2, up(m)^2) + 1e-8)``, the mean being over the
             ``"batch"`` or each ``"image"``; ``"pixel"`` takes the sum over the 2C logits of each pixel in place of
             the mean; ``"none"`` is s = 1.

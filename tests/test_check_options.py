@@ -35,7 +35,7 @@ def test_a_picture_of_the_user_is_not_drawn_over(root, tmp_path, capsys):
     picture = next((root / "images" / "train").iterdir())
     before = picture.read_bytes()
     assert check.main([f"--data.root={root}", f"--picture={picture}"]) == 2
-    assert "is there and is something else; choose another name" in capsys.readouterr().err
+    assert "is there and is something else; remove it, or choose another name" in capsys.readouterr().err
     assert picture.read_bytes() == before
     for _ in range(2):
         assert run(capsys, root, f"--picture={tmp_path / 'drawn.png'}")[0] == 0

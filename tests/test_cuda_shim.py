@@ -9,6 +9,7 @@ import side_by_side
 SHIM = side_by_side.ROOT / "tests" / "shim"
 SESSIONS = (
     ("tests/test_functional.py", "-k", "cpp and not fuse and not compiles"),
+    ("tests/test_derivatives.py", "-k", "cpp and not transforms"),
     ("tests/test_functional_native.py", "-k", "every_element or opcheck"),
     ("tests/shim/check_tiles.py",),
 )

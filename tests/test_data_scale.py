@@ -293,4 +293,8 @@ def test_a_full_disk_costs_what_would_be_kept_alone(kept, monkeypatch, caplog):
     found = {"x": np.arange(3)}
     assert cache.remember("files", "all", lambda _: True, lambda: found) is found
     assert "files cannot be kept and will be computed again" in caplog.text
+    with pytest.raises(
+        OSError, match=r"demo cannot be kept in .*; set PSEUDOSEG_CACHE to a folder with room"
+    ):
+        cache.keep_folder("demo", 1, full)
     assert not [path for path in kept.iterdir() if path.suffix != ".lock"]

@@ -1,6 +1,5 @@
 """Tags files: whatever is wrong with one is named with its line, and they tag the unlabelled pictures alone."""
 
-import dataclasses
 import logging
 import os
 import tarfile
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
+from pseudoseg_fast import check
 from pseudoseg_fast.config import DataConfig
-from pseudoseg_fast.data import sets, tags
+from pseudoseg_fast.data import tagged, tags
 from pseudoseg_fast.data.lists import DataError
 from pseudoseg_fast.data.sets import read_data
 
@@ -217,15 +217,16 @@ def test_shares_of_tagged_pictures(monkeypatch):
     assert tags.Tags().shares() == []
 
 
-def test_a_class_of_most_masks_that_no_tags_name_is_told_of(tmp_path, caplog, monkeypatch):
+def test_a_class_of_most_masks_that_no_tags_name_is_told_of(tmp_path, caplog, capsys, monkeypatch):
     """It is forbidden in every label: most often it is the background, by another name."""
-    monkeypatch.setattr(sets, "ENOUGH_TAGS", 1)
+    monkeypatch.setattr(tagged, "ENOUGH", 1)
     root = tiny.make_set(tmp_path / "pictures")
-    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc", "images/5.png,disc"])
-    config = DataConfig(str(root), tags="tags.csv", **LISTS)
-    data = read_data(config)
-    assert "square: in most masks, and in none of the 1 lines of tags" in caplog.text
-    assert "background" not in caplog.text.split(":")[0]
+    tiny.write(root / "tags.csv", ["image,tags", "images/1.png,disc"])
+    read_data(DataConfig(str(root), tags="tags.csv", **LISTS))
+    assert "most masks show square, and no line of data.tags names it" in caplog.text
     caplog.clear()
-    sets.warn_of_untagged_classes(dataclasses.replace(data, background=None))
-    assert "background, square: in most masks" in caplog.text
+    read_data(DataConfig(str(root), tags="tags.csv", background=None, **LISTS))
+    assert "most masks show background, square, and no line" in caplog.text
+    options = [f"--data.{name}={value}" for name, value in LISTS.items()]
+    check.main([f"--data.root={root}", "--data.tags=tags.csv", f"--picture={tmp_path / 'x.png'}", *options])
+    assert "most masks show square, and no line" in capsys.readouterr().out

@@ -57,12 +57,13 @@ def objection(name: str, function: str, tensors: Sequence[Tensor]) -> str:
 
 def refusal(name: str, function: str, tensors: Sequence[Tensor]) -> str:
     """Return why a backend cannot run a public function on these tensors, or an empty string."""
-    if name != "eager" and not torch.compiler.is_compiling() and _is_transformed():
+    if name != "eager" and _is_transformed():
         return "it has no derivatives for torch.func and forward mode; use backend='auto' or 'eager'"
     reason: str = BACKENDS[name].refusal(function, tensors)
     return reason
 
 
+@torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
     """Tell whether a transform of torch.func, or forward-mode differentiation, is at work."""
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0

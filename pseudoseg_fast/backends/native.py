@@ -85,8 +85,8 @@ def soft_cross_entropy(
         torch.ops.pseudoseg_fast.soft_cross_entropy,
         logits,
         None,
-        target.detach(),
-        None if weight is None else weight.detach(),
+        target,
+        weight,
         _REDUCTIONS[reduction],
         align_corners,
         _wants_gradient(logits, reduction),
@@ -108,7 +108,7 @@ def cross_entropy(
         logits,
         None,
         labels,
-        None if class_weight is None else class_weight.detach(),
+        class_weight,
         ignore_index,
         _REDUCTIONS[reduction],
         align_corners,
@@ -145,8 +145,8 @@ def consistency_loss(
         torch.ops.pseudoseg_fast.consistency_loss,
         student_logits,
         None,
-        decoder_logits.detach(),
-        cam_logits.detach(),
+        decoder_logits,
+        cam_logits,
         valid,
         height,
         width,
@@ -220,11 +220,19 @@ def _wants_gradient(logits: Tensor, reduction: str) -> bool:
 _LOSSES = {"soft_cross_entropy": (0, 2), "cross_entropy": (0,), "consistency_loss": (0, 2, 3)}
 
 
-def _loss(operator: Any, *arguments: Any) -> Tensor:
-    """Return the loss, differentiable in the first argument."""
-    if torch.compiler.is_compiling() or not (arguments[0].requires_grad and torch.is_grad_enabled()):
-        return operator(*arguments)[0]
-    return _Loss.apply(operator, *arguments)
+def _loss(operator: Any, logits: Tensor, *others: Any) -> Tensor:
+    """Return the loss, differentiable in the logits alone."""
+    detached = [value.detach() if isinstance(value, Tensor) else value for value in others]
+    if torch.compiler.is_compiling() or not (logits.requires_grad and torch.is_grad_enabled()):
+        return operator(logits, *detached)[0]
+    return _Loss.apply(operator, _writes(others), logits, *detached)
+
+
+def _writes(values: Sequence[Any]) -> list[tuple[weakref.ref[Tensor], int]]:
+    """Return the caller's tensors, not kept alive, and how often each was written to."""
+    tensors = [value for value in values if isinstance(value, Tensor) and not value.is_inference()]
+    owners = [value._base if value._base is not None else value for value in tensors]
+    return [(weakref.ref(owner), owner._version) for owner in owners]
 
 
 class _Once(torch.autograd.Function):
@@ -244,14 +252,22 @@ class _Loss(torch.autograd.Function):
     """The derivative of a loss operator in eager mode: it owns the gradient and scales it in place."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Any, *arguments: Any) -> Tensor:
-        loss, denominator, gradient = operator(*arguments)
-        _save(ctx, arguments, denominator, gradient, guarded=False)
-        ctx.operator = operator
+    def forward(ctx: Any, operator: Any, writes: Any, logits: Tensor, *others: Any) -> Tensor:
+        loss, denominator, gradient = operator(logits, *others)
+        kept = [_savable(value, guarded=not others[-1]) for value in others]
+        _save(ctx, (logits, *kept), denominator, gradient)
+        ctx.operator, ctx.writes = operator, writes
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradient is None and any(
+            (of := ref()) is not None and of._version != n for ref, n in ctx.writes
+        ):
+            raise RuntimeError(
+                "a label, weight or mask of the loss was written to since forward, and its gradient is computed now: "
+                "write to a copy"
+            )
         with torch.no_grad():
             gradient, scale, logits = _unscaled_gradient(ctx, ctx.operator, grad)
             ctx.gradient = None  # the next backward computes it anew
@@ -260,28 +276,24 @@ class _Loss(torch.autograd.Function):
                 batched = functorch.is_legacy_batchedtensor(scale) or functorch.is_batchedtensor(scale)
                 gradient = gradient * scale if batched else gradient.mul_(scale)
         gradient = _differentiable_once(ctx.operator, gradient.to(ctx.dtype), logits)
-        return None, gradient, *[None] * len(ctx.others)
+        return None, None, gradient, *[None] * len(ctx.others)
 
 
-def _save(
-    ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor, *, guarded: bool = True
-) -> None:
-    """Keep what backward needs of one call of a loss operator.
+def _savable(value: Any, *, guarded: bool) -> Any:
+    """Return what autograd can save of an argument without a gradient; unguarded, it may be written to from then on."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_inference():  # of which autograd saves none
+        return value.clone()
+    return value if guarded else value.data
 
-    Unguarded, all but the logits may come from inference mode, and change once a reduced loss has its gradient: none of
-    them has one of its own.
-    """
+
+def _save(ctx: Any, arguments: tuple[Any, ...], denominator: Tensor, gradient: Tensor) -> None:
+    """Keep what backward needs of one call of a loss operator."""
     logits, *others = arguments
-    computed = bool(arguments[-1])
-    tensors = [value for value in others if isinstance(value, Tensor)]
-    ctx.written = []
-    if not guarded:
-        ctx.written = [(weakref.ref(value), value._version) for value in tensors if not value.is_inference()]
-        copied = [value.is_inference() for value in tensors]
-        tensors = [value.clone() if copy else value.data for value, copy in zip(tensors, copied, strict=True)]
-    ctx.save_for_backward(denominator, logits, *tensors)
+    ctx.save_for_backward(denominator, logits, *(value for value in others if isinstance(value, Tensor)))
     ctx.others = [None if isinstance(value, Tensor) else (value,) for value in others]
-    ctx.gradient = gradient if computed else None
+    ctx.gradient = gradient if arguments[-1] else None
     ctx.dtype = logits.dtype
 
 
@@ -293,11 +305,6 @@ def _unscaled_gradient(ctx: Any, operator: Any, grad: Tensor) -> tuple[Tensor, T
     unreduced = others[-3] == _REDUCTIONS["none"]
     gradient = ctx.gradient
     if gradient is None:
-        if any((value := of()) is not None and value._version != version for of, version in ctx.written):
-            raise RuntimeError(
-                "a label, weight or mask of the loss was written to since forward, and its gradient is computed now: "
-                "write to a copy"
-            )
         others[0] = grad if unreduced else None
         others[-3], others[-1] = _REDUCTIONS["sum"], True
         _, _, gradient = operator(logits, *others)

@@ -7,6 +7,7 @@ a rename; of processes that ask together one works and the others wait.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -80,11 +81,11 @@ def keep_folder(kind: str, question: object, fill: Callable[[Path], None]) -> Pa
         fill: writes into an empty folder; where it raises, nothing is kept.
 
     Raises:
-        OSError: there is no folder to keep it in.
+        OSError: there is no folder to keep it in, or no room.
     """
     name = f"{kind}-{_digest(question)}"
     for known in _folders():
-        if (known / name).is_dir():
+        if os.path.isdir(known / name):  # False where another user forbids to look, too
             return known / name
     with _writable(name) as folder:
         if folder is None:
@@ -94,6 +95,11 @@ def keep_folder(kind: str, question: object, fill: Callable[[Path], None]) -> Pa
             try:
                 fill(partial)
                 partial.rename(folder / name)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                advice = "set PSEUDOSEG_CACHE to a folder with room"
+                raise OSError(f"{kind} cannot be kept in {folder}: {error.strerror}; {advice}") from error
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return folder / name

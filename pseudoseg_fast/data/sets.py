@@ -27,15 +27,13 @@ from pseudoseg_fast.data.lists import (
 from pseudoseg_fast.data.pool import Pool, is_folder, read_unlabeled
 from pseudoseg_fast.data.read import check_masks
 from pseudoseg_fast.data.samples import Joined, Names, Samples
-from pseudoseg_fast.data.tagged import find_tags
+from pseudoseg_fast.data.tagged import find_tags, warn_of_untagged
 from pseudoseg_fast.data.tags import Tags
 
 logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 CLASSES = "classes.txt"
-ENOUGH_TAGS = 20
-"""Tagged pictures among which a frequent class should be."""
 
 
 @dataclass(frozen=True)
@@ -116,28 +114,10 @@ def read_data(config: DataConfig, *, labeled: bool = True, unlabeled: bool = Tru
             ", ".join(absent),
             "this class" if len(absent) == 1 else f"these {len(absent)} of {len(classes)} classes",
         )
-    warn_of_untagged_classes(data)
+    if data.labeled:
+        shares = [shown / len(data.labeled) for shown in data.shown]
+        warn_of_untagged(data.tags, data.classes, data.background, shares)
     return data
-
-
-def warn_of_untagged_classes(data: Data) -> None:
-    """Warn of classes that most masks show and no tags name: labels of tagged pictures would be forbidden them."""
-    if len(data.tags) < ENOUGH_TAGS or not data.labeled:
-        return
-    forgotten = [
-        name
-        for index, (name, shown, share) in enumerate(
-            zip(data.classes, data.shown, data.tags.shares(), strict=True)
-        )
-        if index != data.background and 2 * shown > len(data.labeled) and not share
-    ]
-    if forgotten:
-        logger.warning(
-            "%s: in most masks, and in none of the %d lines of tags that are used, so that labels of tagged pictures "
-            "cannot have it; name it in the tags, or if it is the background, give --data.background its id",
-            ", ".join(forgotten),
-            len(data.tags),
-        )
 
 
 def data_root(config: DataConfig) -> Path:

@@ -20,6 +20,9 @@ from pseudoseg_fast.data.tags import FROM_MASKS, Tags, read_tags, tags_from_mask
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 20
+"""Tagged pictures among which a class that most masks show should be."""
+
 
 def find_tags(
     config: DataConfig,
@@ -140,3 +143,30 @@ def _is_there(name: str, unlabeled: Pool, root: Path) -> bool:
     shards = {Path(shard) for shard in unlabeled.shards}
     beside = {shard.parent / name.partition("/")[0] for shard in shards}
     return any(shard.is_file() for shard in beside - shards)
+
+
+def warn_of_untagged(
+    tags: Tags, classes: Sequence[str], background: int | None, shares: Sequence[float]
+) -> None:
+    """Warn of classes that most masks show and no tags name: tags forbid them in every label.
+
+    Args:
+        tags: of the unlabelled pictures.
+        classes: names in the order of their ids.
+        background: its id, which tags need not name, or None.
+        shares: [C] of the labelled pictures that show each class.
+    """
+    if len(tags) < ENOUGH:
+        return
+    forgotten = [
+        name
+        for index, (name, shown, tagged) in enumerate(zip(classes, shares, tags.shares(), strict=True))
+        if index != background and shown > 0.5 and not tagged
+    ]
+    if forgotten:
+        logger.warning(
+            "most masks show %s, and no line of data.tags names it, so that --config tagged forbids it in the labels "
+            "of all %d tagged pictures: name it in their lines, or if it is the background, give --data.background ID",
+            ", ".join(forgotten),
+            len(tags),
+        )
