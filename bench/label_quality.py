@@ -70,14 +70,14 @@ class Quality:
 
     def summary(self) -> dict[str, Any]:
         """Return the figures, rounded for JSON."""
-        confusion = self.confusion.compute().double()
+        scores = Scores(tuple(self.classes), self.confusion.compute())
         above = {
             str(threshold): [round(float(kept) / self.pixels, 4), round(float(right / kept.clamp(min=1)), 4)]
             for threshold, kept, right in zip(THRESHOLDS, self.kept, self.right, strict=True)
         }
         return {
-            "miou": round(Scores.from_confusion(confusion, self.classes).miou, 4),
-            "right": round(float(confusion.diag().sum() / confusion.sum()), 4),
+            "miou": round(scores.miou, 4),
+            "right": round(scores.accuracy, 4),
             "above": above,
         }
 

@@ -94,7 +94,7 @@ OVERVIEW = {
         "supervised, 50 masks, 1000 steps",
         "preset untagged, 50 masks + 1094 pictures, 1000 steps",
         "preset tagged, 50 masks + 1094 tagged pictures, 1000 steps",
-        None,
+        "supervised, 604 masks, 1000 steps",
     ),
     **{
         f"streets, {masks} masks": (

@@ -7,9 +7,11 @@ python -m pseudoseg_fast.evaluate --onnx FILE --checkpoint FILE | --data...
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from pseudoseg_fast.network import Network
 from pseudoseg_fast.networks import load_network
 from pseudoseg_fast.scoring import Scores, evaluate, labels_of_answer, score
 from pseudoseg_fast.stop import end_quietly
+from pseudoseg_fast.whole_file import replace_text
 
 
 def parse_command(
@@ -110,6 +113,18 @@ def score_onnx(path: str, device: str, config: DataConfig, data: Data) -> Scores
     return score(label, val_loader(config, data, model.metadata.channels), data.classes)
 
 
+def check_new(path: Path) -> None:
+    """Refuse a file that is there already, or whose folder is not, before anything is computed for it.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if path.exists():
+        raise ValueError(f"--json {path} is there already; remove it, or choose another name")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}; make it first")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input ends with a message and status 2."""
     prog = "python -m pseudoseg_fast.evaluate"
@@ -119,6 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--onnx", type=str, help="score this exported model instead")
     parser.add_argument(
         "--accelerator", type=str, default="auto", help="cpu, cuda, or auto for the best there is"
+    )
+    parser.add_argument(
+        "--json", type=str, help="write all scores and the confusion matrix to this new file, too"
     )
     parser.add_class_arguments(DataConfig, "data", help="the run's own unless given")
     given = {argument.partition("=")[0] for argument in arguments}
@@ -131,13 +149,17 @@ def main(arguments: list[str] | None = None) -> int:
                 "run, or --data.root DIR"
             )
         options, network, config, state = parse_command(parser, arguments)
+        if options.json is not None:
+            check_new(Path(options.json))
         data = read_data(options.data, labeled=False, unlabeled=False)
         if options.onnx is not None:
+            scored: dict[str, Any] = {"onnx": options.onnx}
             title = f"{options.onnx},"
             scores = score_onnx(options.onnx, options.accelerator, options.data, data)
         else:
             assert network is not None
             assert config is not None
+            scored = {"checkpoint": options.checkpoint, "step": state["step"]}
             title = f"{options.checkpoint}, step {state['step']},"
             check_classes(data, state["classes"], "the checkpoint")
             fabric = Fabric(
@@ -151,6 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
             with fabric.autocast():
                 loader = val_loader(options.data, data, config.model.in_channels)
                 scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)
+        if options.json is not None:
+            scored |= {"pictures": len(data.val), **scores.as_dict()}
+            replace_text(Path(options.json), json.dumps(scored, indent=2, allow_nan=False) + "\n")
     except (ValueError, RuntimeError, OSError) as error:
         parser.error(str(error))
     print(f"{title} on {len(data.val)} pictures of {options.data.val or data.root}")

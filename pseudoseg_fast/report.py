@@ -180,8 +180,8 @@ def class_table(run: Run) -> str:
         + (f"<tfoot>{mean}</tfoot>" if evaluations else "")
         + "</table></div>\n"
         + (
-            '<p class="dim">The best step was chosen on these same val pictures. – is a class that is neither there '
-            "nor predicted.</p>"
+            '<p class="dim">The best step was chosen on these same val pictures. – is a class that no val picture '
+            "shows: it counts in no mean.</p>"
             if evaluations
             else '<p class="dim">Not evaluated yet.</p>'
         )

@@ -87,8 +87,8 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
         )
     if "data.short_side" in changes and trainer.fabric.is_global_zero:
         logger.warning(
-            "data.short_side decides at which size val pictures are scored, too: scores, the best so far among them, "
-            "do not compare with those from here on"
+            "data.short_side decides at which size val pictures are scored, too: scores do not compare with those from "
+            "here on, and the best is chosen anew"
         )
     if trainer.fabric.is_global_zero:
         warn_of_other_lists(trainer.lists, path, state.get("lists", {}))  # older checkpoints have none
@@ -149,10 +149,22 @@ def warn_of_other_lists(ours: dict[str, str], path: Path, theirs: dict[str, str]
         )
     if "val" in others:
         logger.warning(
-            "the val pictures are others than when %s was written: scores, the best so far among them, do not compare "
-            "with those from here on",
+            "the val pictures are others than when %s was written: scores do not compare with those from here on, and "
+            "the best is chosen anew",
             path,
         )
+
+
+def scored_alike(state: dict[str, Any], lists: dict[str, str], data: DataConfig) -> bool:
+    """Say whether the score in a checkpoint is of the val pictures that a run has, at the size that it scores them at.
+
+    Args:
+        state: of the checkpoint; an older one does not say which pictures it had, and is believed.
+        lists: of the run, from :func:`fingerprints`.
+        data: of the run.
+    """
+    val = state.get("lists", {}).get("val", lists["val"])
+    return val == lists["val"] and saved_options(state)["data"]["short_side"] == data.short_side
 
 
 def optimizer_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:

@@ -24,47 +24,114 @@ Labeler = Callable[[Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
 """From images uint8 [B, C', H, W] and a size to class ids [B, *size], and bool [B]: which answers hold NaN."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """Intersection over union of a whole set.
+    """What a confusion matrix of a whole set says of each class, and of all.
+
+    A class without a pixel in the truth has no IoU, and counts in no mean: what is predicted as it is missed where it
+    belongs. So the mean is over the same classes at each step, and steps can be compared. Where every class occurs in
+    the truth, as in the benchmarks, the mean is everyone's mIoU.
 
     Args:
         classes: names, in the order of ids.
-        iou: [C] per class; NaN for a class that is neither in the truth nor predicted.
-        pixels: [C] pixels of each class in the truth.
+        confusion: int64 [C, C] pixels; rows truth, columns prediction.
     """
 
     classes: tuple[str, ...]
-    iou: tuple[float, ...]
-    pixels: tuple[int, ...]
+    confusion: Tensor
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Pixels of each class in the truth, [C]."""
+        return tuple(self.confusion.sum(1).tolist())
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """Intersection over union per class, [C]; NaN for a class that is not in the truth."""
+        truth, predicted, hit = self._counts()
+        return _shares(hit, (truth + predicted - hit).where(truth > 0, torch.zeros_like(truth)))
+
+    @property
+    def dice(self) -> tuple[float, ...]:
+        """Dice coefficient per class, which is the F1 score of its pixels, [C]; NaN where IoU is."""
+        return tuple(2 * iou / (1 + iou) for iou in self.iou)
+
+    @property
+    def precision(self) -> tuple[float, ...]:
+        """Share of a class's predicted pixels that are right, [C]; NaN for a class that is never predicted."""
+        _, predicted, hit = self._counts()
+        return _shares(hit, predicted)
+
+    @property
+    def recall(self) -> tuple[float, ...]:
+        """Share of a class's true pixels that are found, [C]; NaN for a class that is not in the truth."""
+        truth, _, hit = self._counts()
+        return _shares(hit, truth)
 
     @property
     def miou(self) -> float:
-        """Mean over the classes that occur."""
+        """Mean IoU over the classes in the truth."""
         return float(torch.tensor(self.iou, dtype=torch.float64).nanmean())
 
+    @property
+    def accuracy(self) -> float:
+        """Share of pixels that are right; NaN without any."""
+        return _shares(self.confusion.diag().sum()[None], self.confusion.sum()[None])[0]
+
     def table(self) -> str:
-        """Return a table of IoU and share of pixels per class, the mean last."""
-        width = max(len(name) for name in (*self.classes, "mIoU"))
+        """Return a table of each class's scores and share of the true pixels, the mean last; a dash for no score."""
+        names = ("IoU", "Dice", "precision", "recall", "pixels")
         total = max(1, sum(self.pixels))
-        lines = [f"{'class':<{width}}  {'IoU %':>6}  {'pixels %':>8}"]
-        for name, iou, pixels in zip(self.classes, self.iou, self.pixels, strict=True):
-            lines.append(f"{name:<{width}}  {100 * iou:>6.2f}  {100 * pixels / total:>8.2f}")
-        return "\n".join([*lines, f"{'mIoU':<{width}}  {100 * self.miou:>6.2f}"])
+        shares = [count / total for count in self.pixels]
+        width = max(len(name) for name in (*self.classes, "class", "mIoU"))
+        heads = [f"{name} %" for name in names]
+        lines = [f"{'class':<{width}}  {'  '.join(heads)}"]
+        for name, *values in zip(
+            self.classes, self.iou, self.dice, self.precision, self.recall, shares, strict=True
+        ):
+            cells = [f"{_percent(value):>{len(head)}}" for head, value in zip(heads, values, strict=True)]
+            lines.append(f"{name:<{width}}  {'  '.join(cells)}")
+        lines.append(f"{'mIoU':<{width}}  {_percent(self.miou):>{len(heads[0])}}")
+        absent = [name for name, count in zip(self.classes, self.pixels, strict=True) if not count]
+        if absent and len(absent) < len(self.classes):
+            lines.append(f"not in the mean, since no mask has a pixel of it: {', '.join(absent)}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all scores as JSON can hold them: shares from 0 to 1, None for those that there are not."""
+        columns = {name: getattr(self, name) for name in ("iou", "dice", "precision", "recall", "pixels")}
+        return {
+            "miou": known(self.miou),
+            "accuracy": known(self.accuracy),
+            "classes": [
+                {"name": name, **{column: known(values[index]) for column, values in columns.items()}}
+                for index, name in enumerate(self.classes)
+            ],
+            "confusion": self.confusion.tolist(),
+        }
+
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return true, predicted and rightly predicted pixels of each class, [C] each."""
+        return self.confusion.sum(1), self.confusion.sum(0), self.confusion.diag()
 
     @staticmethod
     def unknown(classes: Sequence[str]) -> Scores:
         """Return scores of which nothing is known: NaN for every class."""
-        return Scores(tuple(classes), (math.nan,) * len(classes), (0,) * len(classes))
+        return Scores(tuple(classes), torch.zeros(len(classes), len(classes), dtype=torch.int64))
 
-    @staticmethod
-    def from_confusion(confusion: Tensor, classes: Sequence[str]) -> Scores:
-        """Make scores of a confusion matrix [C, C], rows truth, columns prediction."""
-        confusion = confusion.double()
-        truth = confusion.sum(1)
-        union = truth + confusion.sum(0) - confusion.diag()
-        iou = confusion.diag() / union  # 0 / 0 = NaN: a class that is nowhere
-        return Scores(tuple(classes), tuple(iou.tolist()), tuple(int(count) for count in truth.tolist()))
+
+def known(score: float) -> float | None:
+    """Return a score as JSON, which has no NaN, can hold it: None for one that there is not."""
+    return None if math.isnan(score) else score
+
+
+def _shares(part: Tensor, whole: Tensor) -> tuple[float, ...]:
+    """Return the quotients of counts [C]; 0 / 0 is NaN."""
+    return tuple((part.double() / whole.double()).tolist())
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 @torch.inference_mode()
@@ -139,7 +206,7 @@ def score(
             + shorten(named or ["those of another process"])
         )
     counts = confusion.compute()
-    return Scores.from_confusion(total(counts) if total else counts, classes)
+    return Scores(tuple(classes), (total(counts) if total else counts).cpu())
 
 
 class Parts:

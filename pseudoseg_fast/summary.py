@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from pseudoseg_fast import visualize
 from pseudoseg_fast.data.sets import DEMO
 from pseudoseg_fast.loaders import val_loader
 from pseudoseg_fast.report import write_report
-from pseudoseg_fast.scoring import Scores, evaluate
+from pseudoseg_fast.scoring import Scores, evaluate, known
 from pseudoseg_fast.visualize import Pixels
 from pseudoseg_fast.whole_file import replace_text, replacing
 
@@ -59,11 +58,6 @@ def demo_map(trainer: Trainer) -> Image.Image:
     evaluate(trainer.evaluated, loader, data.classes, align_corners=config.method.align_corners, watch=keep)
     colors = visualize.mask_palette(data.val[0].mask, data.labels, data.background)
     return visualize.tile_map(data.val, predictions, [*data.labeled, *data.unlabeled], data.classes, colors)
-
-
-def known(score: float) -> float | None:
-    """Return a score as JSON, which has no NaN, can hold it: None for that of a class that is nowhere."""
-    return None if math.isnan(score) else score
 
 
 def describe(scores: Scores, best: dict[str, Any], seconds: float, skipped: int) -> str:

@@ -49,6 +49,7 @@ from pseudoseg_fast.run_state import (
     fingerprints,
     generator_states,
     restore_state,
+    scored_alike,
     set_generator_states,
     state_of,
 )
@@ -420,11 +421,15 @@ class Trainer:
         return path
 
     def kept_best(self) -> dict[str, Any] | None:
-        """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from."""
+        """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from.
+
+        None where there is none that compares with the scores from here on: the best is chosen anew then.
+        """
         try:
-            return checkpoint.load(self.checkpoints / BEST)["best"]
+            state = checkpoint.load(self.checkpoints / BEST)
         except FileNotFoundError:
             return None
         except ValueError as error:
             logger.warning("%s; the best is chosen anew", error)
             return None
+        return state["best"] if scored_alike(state, self.lists, self.config.data) else None

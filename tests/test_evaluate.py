@@ -45,20 +45,43 @@ def random_samples(sizes, classes=3, mask_sizes=None):
 
 def test_scores_of_a_confusion_matrix():
     confusion = torch.tensor([[6, 2, 0, 0], [0, 3, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
-    scores = Scores.from_confusion(confusion, ["a", "b", "nowhere", "predicted"])
-    assert scores.iou[:2] == (6 / 8, 3 / 6)
-    assert math.isnan(scores.iou[2])
-    assert scores.iou[3] == 0
+    scores = Scores(("a", "b", "nowhere", "predicted"), confusion)
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert scores.iou == (6 / 8, 3 / 6, nan, nan)
+    assert scores.dice == (12 / 14, 6 / 9, nan, nan)
+    assert scores.precision == (1, 3 / 5, nan, 0)
+    assert scores.recall == (6 / 8, 3 / 4, nan, nan)
     assert scores.pixels == (8, 4, 0, 0)
-    assert scores.miou == pytest.approx((6 / 8 + 3 / 6 + 0) / 3)
-    assert [line.split() for line in scores.table().splitlines()] == [
-        ["class", "IoU", "%", "pixels", "%"],
-        ["a", "75.00", "66.67"],
-        ["b", "50.00", "33.33"],
-        ["nowhere", "nan", "0.00"],
-        ["predicted", "0.00", "0.00"],
-        ["mIoU", "41.67"],
+    assert scores.miou == pytest.approx((6 / 8 + 3 / 6) / 2)
+    assert scores.accuracy == 9 / 12
+    table = scores.table().splitlines()
+    assert table[0] == "class      IoU %  Dice %  precision %  recall %  pixels %"
+    assert [line.split() for line in table[1:-1]] == [
+        ["a", "75.00", "85.71", "100.00", "75.00", "66.67"],
+        ["b", "50.00", "66.67", "60.00", "75.00", "33.33"],
+        ["nowhere", "-", "-", "-", "-", "0.00"],
+        ["predicted", "-", "-", "0.00", "-", "0.00"],
+        ["mIoU", "62.50"],
     ]
+    assert table[-1] == "not in the mean, since no mask has a pixel of it: nowhere, predicted"
+    written = scores.as_dict()
+    assert written["classes"][3] == {
+        **{"name": "predicted", "iou": None, "dice": None, "precision": 0, "recall": None, "pixels": 0}
+    }
+    assert (written["miou"], written["confusion"]) == (0.625, confusion.tolist())
+
+
+def test_unknown_scores_are_none():
+    scores = Scores.unknown(tiny.CLASSES)
+    assert scores.as_dict()["miou"] is scores.as_dict()["accuracy"] is None
+    assert scores.table().splitlines()[-1].split() == ["mIoU", "-"]
+
+
+def test_a_class_that_is_predicted_where_no_mask_has_it_leaves_the_mean_over_the_same_classes():
+    """A mean whose denominator changed would choose the step that happens not to predict it."""
+    better = Scores(("a", "b", "absent"), torch.tensor([[9, 1, 0], [0, 8, 2], [0, 0, 0]]))
+    worse = Scores(("a", "b", "absent"), torch.tensor([[8, 2, 0], [3, 7, 0], [0, 0, 0]]))
+    assert better.miou > worse.miou
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -179,7 +202,7 @@ def test_batches_that_memory_has_no_room_for_are_evaluated_in_parts(network, mon
         return predict(network, images, *arguments, **options)
 
     monkeypatch.setattr(scoring, "predict", small)
-    assert evaluate(network, [samples], tiny.CLASSES) == whole
+    assert torch.equal(evaluate(network, [samples], tiny.CLASSES).confusion, whole.confusion)
     assert sum(size > limit for size in sizes) <= 2  # what has been found out is kept
 
 

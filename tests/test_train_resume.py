@@ -318,15 +318,18 @@ def test_a_finished_run_says_that_nothing_is_left(root, tmp_path, caplog):
     assert "of step 2, the last one: nothing is left to train; give more --optim.steps" in caplog.text
 
 
+def confusion_of(right):
+    """Return a confusion matrix, of so many right pixels in ten."""
+    return right * torch.eye(3, dtype=torch.int64) + (10 - right) * torch.eye(3, dtype=torch.int64).roll(1, 1)
+
+
 @pytest.mark.parametrize("name", ["step-2.ckpt", "best.ckpt"])
 def test_a_run_that_goes_back_and_dies_is_taken_up_there(root, tmp_path, monkeypatch, name):
     folder = tmp_path / "run"
     options = tiny.options(root, folder, CHANGES | {"run.checkpoint_every": 2, "run.keep": 3})
-    falling = iter((0.9, 0.8, 0.7))
+    falling = iter((9, 8, 7))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            trainer, "evaluate", lambda *_, **__: Scores(tiny.CLASSES, (next(falling),) * 3, (1,) * 3)
-        )
+        patch.setattr(trainer, "evaluate", lambda *_, **__: Scores(tiny.CLASSES, confusion_of(next(falling))))
         assert train.main(options) == 0
     path = folder / "checkpoints" / name
     step, best = checkpoint.load(path)["step"], tiny.checkpoint(folder, "best")["step"]
@@ -523,6 +526,25 @@ def test_lists_that_have_changed_are_told_of(tmp_path, caplog, name, said):
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert "nothing is left to train" in warnings.pop()
     assert [message.split(" than when")[0] for message in warnings] == said
+
+
+@pytest.mark.parametrize("changed", ["the val list", "short_side"])
+def test_the_best_is_chosen_anew_where_scores_no_longer_compare(tmp_path, changed):
+    root, folder = tiny.make_set(tmp_path / "pictures"), tmp_path / "run"
+    changes = CHANGES | {"optim.steps": 2}
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    path = folder / "checkpoints" / "best.ckpt"
+    state = checkpoint.load(path)
+    checkpoint.save(path, state | {"best": state["best"] | {"miou": 0.99}})
+    assert train.main(tiny.options(root, folder, changes | {"run.resume": "auto"})) == 0
+    assert checkpoint.load(path)["best"]["miou"] == 0.99
+    if changed == "short_side":
+        changes["data.short_side"] = 40
+    else:
+        tiny.write(root / "val.txt", (root / "val.txt").read_text().splitlines()[:-1])
+    assert train.main(tiny.options(root, folder, changes | {"run.resume": "auto"})) == 0
+    scores = json.loads((folder / "result.json").read_text())["miou"]
+    assert scores["best"] == scores["last"] == checkpoint.load(path)["best"]["miou"]
 
 
 def test_other_classes_are_refused(root, whole, tmp_path, capsys):
