@@ -135,7 +135,11 @@ FINDINGS = {
         wrong_ids,
         [],
         1,
-        ["in 1 of 4 masks", "masks/train/1.png: 2", "--data.ignore_index 2", "reduce_zero_label"],
+        [
+            "in 1 of 4 masks",
+            "masks/train/1.png: 2",
+            "reduce_zero_label true; if it means no label, --data.ignore_index 2",
+        ],
     ),
     "many ids": (
         many_wrong_ids,

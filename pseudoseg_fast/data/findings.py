@@ -143,7 +143,7 @@ def advice(strange: Counter[int], labels: Labels) -> str:
     if len(ids) == 1:
         ways = [f"if it means no label, --data.ignore_index {ids[0]}"]
     if ids == [labels.classes] and not labels.reduce_zero_label:
-        ways.append("if 0 means no label and classes count from 1, --data.reduce_zero_label true")
+        ways.insert(0, "if 0 means no label and classes count from 1, --data.reduce_zero_label true")
     ways.append(
         "if they are classes, name them in --data.classes FILE, or turn them into others with --data.label_map"
     )
