@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from PIL import Image
 
 from pseudoseg_fast import check
 from pseudoseg_fast.config import parse_config
+from pseudoseg_fast.data.findings import Report, report_duplicates
+from pseudoseg_fast.data.lists import Sample
+from pseudoseg_fast.data.scan import Scan
 
 
 @pytest.fixture
@@ -399,3 +403,11 @@ def test_names_that_are_no_utf_8_are_printed(root, capsysbinary):
     (root / os.fsdecode(b"images/train/\xff.png")).write_bytes(b"")
     assert check.main([f"--data.root={root}", f"--picture={root.parent / 'check.png'}"]) == 1
     assert rb"\udcff.png cannot be read as a picture" in capsysbinary.readouterr().out
+
+
+def test_a_line_shows_few_of_many_copies():
+    parts = {"unlabelled": [Scan(Sample(f"{n}.png", Path(f"{n}.png")), digest=b"same") for n in range(9)]}
+    report = Report()
+    report_duplicates(parts, report)
+    (warning,) = report.warnings
+    assert warning.endswith("0.png (unlabelled) = 1.png (unlabelled) = 2.png (unlabelled) and 6 more")

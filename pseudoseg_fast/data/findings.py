@@ -16,6 +16,7 @@ from pseudoseg_fast.data.read import black_and_white
 from pseudoseg_fast.data.scan import Scan
 
 _DEEP = "have more than 8 bits, of which the high byte of 16 is used without --data.white"
+_COPIES = 3  # names that a line shows of one content
 _FLOATS = "hold floating-point numbers, which are read with --data.white alone"
 
 
@@ -193,11 +194,12 @@ def report_duplicates(scans: dict[str, list[Scan]], report: Report) -> None:
     leaks, copies = [], []
     for files in places.values():
         sets = set().union(*files.values())
-        text = " = ".join(sorted(f"{path} ({', '.join(sorted(of))})" for path, of in files.items()))
+        names = sorted(f"{path} ({', '.join(sorted(of))})" for path, of in files.items())
         if "val" in sets and len(sets) > 1:
-            leaks.append(text)
+            leaks.append(" = ".join(names))
         elif len(files) > 1:
-            copies.append(text)
+            more = f" and {len(names) - _COPIES} more" if len(names) > _COPIES else ""
+            copies.append(" = ".join(names[:_COPIES]) + more)
     if leaks:
         report.errors.append(
             f"{len(leaks)} val pictures are trained on, which makes their scores worthless; take them off one list:\n"
