@@ -21,7 +21,13 @@ from tqdm import tqdm
 from pseudoseg_fast import visualize
 from pseudoseg_fast.config import DataConfig, make_parser, parse, to_dict
 from pseudoseg_fast.data.decode import describe_file, read_image
-from pseudoseg_fast.data.findings import Report, report_duplicates, report_masks, report_pictures
+from pseudoseg_fast.data.findings import (
+    Report,
+    report_crops,
+    report_duplicates,
+    report_masks,
+    report_pictures,
+)
 from pseudoseg_fast.data.labels import MAX_CLASSES, Labels, background_class
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError, Index, Sample, read_list
@@ -243,6 +249,8 @@ def check(
         channels = found
     scans, levels = scan_sets(sets, labels, channels, config.white)
     report_pictures(scans, channels, config.white, report)
+    if config.short_side is None:
+        report_crops(scans, config.crop_size, report)
     report_masks(scans, classes, labels, report)
     report_duplicates(scans, report)
     if config.tags and classes and len(pool):

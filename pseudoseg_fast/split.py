@@ -1,13 +1,18 @@
-"""Choose pictures to keep the masks of: ``python -m pseudoseg_fast.split --data.root DIR --labeled 1/16 1/8``."""
+"""Choose which pictures with masks to learn from and which to evaluate on, as lists.
+
+python -m pseudoseg_fast.split --data.root DIR --val 5
+python -m pseudoseg_fast.split --data.root DIR --labeled 1/16 1/8
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +29,8 @@ from pseudoseg_fast.data.shards import are_shards
 from pseudoseg_fast.stop import end_quietly
 
 Pixels = NDArray[np.int64]
+
+LISTS = ("labeled", "unlabeled", "val")
 
 
 def covering_order(pixels: Pixels, seed: int) -> tuple[list[int], int]:
@@ -50,8 +57,59 @@ def covering_order(pixels: Pixels, seed: int) -> tuple[list[int], int]:
     )
 
 
-def how_many(text: str, total: int) -> int:
+def hold_out(pixels: Pixels, count: int, seed: int) -> list[int]:
+    """Choose pictures to evaluate on that show as many classes as can be, and leave each class in another picture.
+
+    First come pictures for the classes, the rarest first, of those that two pictures show; the rest are random.
+
+    Args:
+        pixels: [N, C] labelled pixels per picture and class.
+        count: how many.
+        seed: decides which.
+
+    Returns:
+        Indices of ``count`` pictures, ascending.
+
+    Raises:
+        ValueError: so many cannot be held out.
+    """
+    random = np.random.default_rng(seed)
+    shown = pixels > 0
+    left = shown.sum(0)
+    order = random.permutation(len(pixels))
+    chosen: list[int] = []
+
+    def can_go() -> list[int]:
+        """Return pictures that others can stand in for, in a random order."""
+        return [int(index) for index in order if index not in chosen and (left[shown[index]] > 1).all()]
+
+    def take(index: int) -> None:
+        nonlocal left
+        chosen.append(index)
+        left = left - shown[index]
+
+    for label in np.argsort(left, kind="stable"):
+        candidates = [index for index in can_go() if shown[index, label]]
+        if len(chosen) < count and candidates and not shown[chosen, label].any():
+            take(candidates[0])
+    while len(chosen) < count:
+        candidates = can_go()
+        if not candidates or len(chosen) + 1 == len(pixels):
+            raise ValueError(
+                f"--val {count}: of the {len(pixels)} pictures with masks {len(chosen)} can be held out, so that each "
+                "class stays in one to learn from; choose a smaller number, or another --seed"
+            )
+        take(candidates[0])
+    return sorted(chosen)
+
+
+def how_many(text: str, total: int, option: str) -> int:
     """Return the number of pictures that a share such as 1/16 or 0.05, or a number such as 50, means.
+
+    Args:
+        text: what was given.
+        total: number of pictures to choose from.
+        option: what it was given to, for the message.
 
     Raises:
         ValueError: it is neither, or not between 1 and ``total``.
@@ -63,7 +121,7 @@ def how_many(text: str, total: int) -> int:
     count = round(share * total) if share < 1 or text.strip() == "1/1" else int(share)
     if share <= 0 or not 1 <= count <= total or (share > 1 and share.denominator != 1):
         raise ValueError(
-            f"--labeled expects a share of the {total} pictures with masks, such as 1/16, or a number of them, such as "
+            f"{option} expects a share of the {total} pictures with masks, such as 1/16, or a number of them, such as "
             f"50; got {text!r}"
         )
     return count
@@ -87,8 +145,13 @@ def coverage(classes: Sequence[str], splits: dict[str, Pixels]) -> str:
     return "\n".join([*lines, f"{'pictures':<{width}}  " + "  ".join(totals)])
 
 
-def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: Sequence[Sample]) -> None:
-    """Write ``labeled.txt`` and ``unlabeled.txt`` into a new folder, which is there whole or not at all.
+def write_lists(folder: Path, root: Path, lists: Mapping[str, Sequence[Sample]]) -> None:
+    """Write lists into a new folder, which is there whole or not at all.
+
+    Args:
+        folder: gets a file NAME.txt for each list that is not empty.
+        root: folder that names are relative to.
+        lists: samples by the list's name, with masks or without.
 
     Raises:
         ValueError: the folder is there already, or a name cannot be told from others in a list.
@@ -96,8 +159,9 @@ def write_lists(folder: Path, root: Path, labeled: Sequence[Sample], unlabeled: 
     if folder.exists():
         raise ValueError(f"{folder} is there already; remove it, or choose another --output")
     columns = {
-        "labeled.txt": [(sample.name, relative(sample.mask, root)) for sample in labeled],
-        "unlabeled.txt": [(sample.name, "") for sample in unlabeled],
+        f"{name}.txt": [(sample.name, relative(sample.mask, root)) for sample in samples]
+        for name, samples in lists.items()
+        if samples
     }
     names = (column for rows in columns.values() for row in rows for column in row)
     if wrong := [repr(name) for name in names if not can_be_listed(name)]:
@@ -129,10 +193,8 @@ def can_be_listed(name: str) -> bool:
 
 
 def relative(mask: Path | None, root: Path) -> str:
-    """Return a mask's path as lists have it; nothing for one outside the root, which the layout knows."""
-    if mask is None:
-        raise ValueError("a labelled picture needs a mask, got None")
-    if not mask.is_relative_to(root):
+    """Return a mask's path as lists have it; nothing without one, or for one outside the root, which layouts know."""
+    if mask is None or not mask.is_relative_to(root):
         return ""
     return Path(os.path.relpath(mask, root)).as_posix()
 
@@ -152,15 +214,24 @@ def listable(path: str, root: Path, index: Index) -> Samples:
     return others
 
 
-def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) -> str:
+def split(
+    config: DataConfig, shares: Sequence[str], seed: int, output: Path, val_share: str | None = None
+) -> str:
     """Write a folder of lists for each share; return the table of their classes.
+
+    Args:
+        config: names the pictures.
+        shares: of the pictures with masks that are not held out, which keep them.
+        seed: decides which.
+        output: folder that gets the folders.
+        val_share: of the pictures with masks, to hold out for evaluation; None takes the val pictures there are.
 
     Raises:
         ValueError: a share is none, a split is too small to show every class, a folder is there already, or a name
             cannot be listed.
     """
     root = data_root(config)
-    tree = find_tree(config, root)[1]
+    layout, tree = find_tree(config, root)
     classes, labels = read_labels(config, root, tree)
     index = Index(tree.samples, tree.image_end)
     val = read_list(config.val, root, index=index) if config.val else tree.val
@@ -172,8 +243,17 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
         )
     others = listable(config.unlabeled, root, index) if config.unlabeled else tree.without(val, root)
     pixels = check_masks(pool, labels)
+    splits = {"all": pixels}
+    if val_share is not None:
+        if val:
+            source = config.val or f"by the layout {layout}"
+            raise ValueError(f"{root} has {len(val)} val pictures already, {source}; leave --val out")
+        held_out = hold_out(pixels, how_many(val_share, len(pool), "--val"), seed)
+        val = [pool[index] for index in held_out]
+        splits["val"] = pixels[held_out]
+        pool, pixels = apart_from(val, pool), np.delete(pixels, held_out, axis=0)
     order, needed = covering_order(pixels, seed)
-    counts = {share.replace("/", "_"): how_many(share, len(pool)) for share in shares}
+    counts = {share.replace("/", "_"): how_many(share, len(pool), "--labeled") for share in shares}
     for name, count in counts.items():
         if count < needed:
             raise ValueError(
@@ -186,8 +266,10 @@ def split(config: DataConfig, shares: Sequence[str], seed: int, output: Path) ->
         labeled = [pool[place] for place in sorted(order[:count])]
         taken = {sample.image for sample in [*labeled, *val]}
         rest = {sample.image: sample for sample in [*pool, *others] if sample.image not in taken}
-        write_lists(output / name, root, labeled, sorted(rest.values(), key=lambda sample: sample.name))
-    splits = {"all": pixels, **{name: pixels[order[:count]] for name, count in counts.items()}}
+        unlabeled = [sample._replace(mask=None) for sample in rest.values()]
+        lists = {"labeled": labeled, "unlabeled": sorted(unlabeled, key=lambda sample: sample.name)}
+        write_lists(output / name, root, lists | ({"val": val} if val_share is not None else {}))
+        splits[name] = pixels[order[:count]]
     return coverage(classes, splits)
 
 
@@ -198,8 +280,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--labeled",
         type=str,
         nargs="+",
-        required=True,
-        help="shares of the pictures with masks, 1/16, or numbers, 50",
+        default=[],
+        help="shares of the pictures with masks, 1/16, or numbers, 50, that keep them; with --val alone all do",
+    )
+    parser.add_argument(
+        "--val",
+        type=str,
+        help="share or number of the pictures with masks to hold out for evaluation, where there are no val pictures",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides which; splits of one seed are nested")
     parser.add_argument(
@@ -209,13 +296,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.instantiate(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
+    if not options.labeled and options.val is None:
+        parser.error(
+            "expected --val NUMBER, to hold out pictures for evaluation, or --labeled SHARE, or both"
+        )
+    shares = options.labeled or ["1/1"]
     try:
-        print(split(options.data, options.labeled, options.seed, Path(options.output)))
+        print(split(options.data, shares, options.seed, Path(options.output), options.val))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for share in options.labeled:
+    for share in shares:
         folder = Path(options.output, share.replace("/", "_"))
-        print(f"--data.labeled {folder / 'labeled.txt'} --data.unlabeled {folder / 'unlabeled.txt'}")
+        lists = [name for name in LISTS if (folder / f"{name}.txt").exists()]
+        given = [f"--data.{name} {shlex.quote(str(folder / f'{name}.txt'))}" for name in lists]
+        alone = [] if "unlabeled" in lists else ["--method.name supervised"]
+        print(" ".join([*given, *alone]))
     return 0
 
 

@@ -51,6 +51,21 @@ def test_a_sound_set(root, tmp_path, capsys):
     assert config.model.mean is None  # ImageNet's, which the encoder was trained with
 
 
+def test_a_crop_that_is_a_speck_of_the_picture_is_warned_of(root, capsys):
+    for number, path in enumerate(sorted((root / "images/train").iterdir())):
+        Image.new("RGB", (80, 60 + number)).save(path)
+        if (mask := root / "masks/train" / path.name).exists():
+            Image.new("L", (80, 60 + number)).save(mask)
+    options = ["--data.crop_size=16"]
+    printed = run(capsys, root, *options)[1]
+    assert (
+        "warning: a training crop of 16 x 16 pixels is 5.2 % of a picture of 80 x 61: give --data.short_side 32"
+        in printed
+    )
+    for other in (["--data.crop_size=32"], [*options, "--data.short_side=40"]):
+        assert "a training crop" not in run(capsys, root, *other)[1]
+
+
 def test_the_layout_is_named_with_its_reason(root, capsys):
     printed = run(capsys, root)[1]
     assert "for the layout folder, since it has images and masks; --data.layout says otherwise" in printed

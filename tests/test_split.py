@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_any_white_space_within_names_is_kept(tmp_path):
     samples = [Sample("a\xa0b.png", tmp_path / "a\xa0b.png", tmp_path / "m.png")]
     samples[0].image.touch()
     samples[0].mask.touch()
-    split.write_lists(tmp_path / "out", tmp_path, samples, samples)
+    lists = {"labeled": samples, "unlabeled": [samples[0]._replace(mask=None)]}
+    split.write_lists(tmp_path / "out", tmp_path, lists)
     assert read_list(tmp_path / "out/labeled.txt", tmp_path) == samples
     assert [*read_unlabeled(tmp_path / "out/unlabeled.txt", tmp_path)] == [samples[0]._replace(mask=None)]
 
@@ -90,6 +92,64 @@ def test_val_pictures_are_neither_labelled_nor_unlabelled(root, tmp_path):
         assert len(labeled) == count
         assert len(names) == len(set(names)) == 37
         assert set(names).isdisjoint(held_out)
+
+
+@pytest.fixture
+def without_val(root):
+    for folder in ("images", "masks"):
+        shutil.rmtree(root / folder / "val")
+    return root
+
+
+def read_split(folder, root):
+    return {
+        name: {sample.name for sample in read_list(folder / f"{name}.txt", root, masks="optional")}
+        for name in ("labeled", "unlabeled", "val")
+    }
+
+
+def test_pictures_are_held_out_for_evaluation(without_val, tmp_path, capsys):
+    root, output = without_val, tmp_path / "an output"
+    assert run(root, output, "--val=5", "--labeled", "1/1", "1/5", "--seed=1") == 0
+    printed = capsys.readouterr().out
+    everything, few = read_split(output / "1_1", root), read_split(output / "1_5", root)
+    assert few["val"] == everything["val"]
+    assert len(few["val"]) == 5
+    assert [len(everything[name]) for name in ("labeled", "unlabeled")] == [35, 2]
+    assert [len(few[name]) for name in ("labeled", "unlabeled")] == [7, 30]
+    assert len(set.union(*few.values())) == 42
+    assert "images/train/a 17.png" in few["labeled"]  # the rare class has no other
+    val = read_list(output / "1_5" / "val.txt", root)
+    assert {np.array(Image.open(sample.mask))[1, 1] for sample in val} == {0, 1}
+    lines = printed.splitlines()
+    assert [line.split()[3:5] for line in lines if line.startswith("rare")] == [["0", "0.00"]]
+    assert f"--data.val '{output}/1_5/val.txt'" in lines[-1]
+
+
+def test_all_others_keep_their_masks_where_val_is_all_that_is_asked_for(without_val, tmp_path, capsys):
+    for number in (40, 41):
+        (without_val / f"images/train/a {number:02}.png").unlink()
+    assert run(without_val, tmp_path / "out", "--val", "1/8") == 0
+    assert sorted(path.name for path in (tmp_path / "out/1_1").iterdir()) == ["labeled.txt", "val.txt"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("val.txt --method.name supervised")
+
+
+@pytest.mark.parametrize("val", ["40", "39"])
+def test_no_more_are_held_out_than_leave_each_class(without_val, tmp_path, capsys, val):
+    assert run(without_val, tmp_path / "out", f"--val={val}") == 2
+    printed = capsys.readouterr().err
+    assert f"--val {val}: of the 40 pictures with masks 38 can be held out" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_val_needs(root, tmp_path, capsys):
+    for arguments, expected in (
+        (["--val=5"], "has 2 val pictures already, by the layout folder; leave --val out"),
+        ([], "expected --val NUMBER, to hold out pictures for evaluation, or --labeled SHARE"),
+    ):
+        assert run(root, tmp_path / "out", *arguments) == 2
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pool", ["../pool", "pool-*.tar", "http://127.0.0.1:9/{0..9}.tar"])

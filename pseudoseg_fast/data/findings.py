@@ -19,6 +19,9 @@ _DEEP = "have more than 8 bits, of which the high byte of 16 is used without --d
 _COPIES = 3  # names that a line shows of one content
 _FLOATS = "hold floating-point numbers, which are read with --data.white alone"
 
+MANY_CROPS = 3
+"""Crops along a picture's shorter side above which a crop shows too little of what is around it."""
+
 
 @dataclass
 class Report:
@@ -73,6 +76,27 @@ def report_pictures(scans: dict[str, list[Scan]], channels: int, white: float | 
         report.warnings.append("all pictures are grey: --model.in_channels 1 saves two channels")
 
 
+def report_crops(scans: dict[str, list[Scan]], crop_size: int, report: Report) -> None:
+    """Warn where pictures, which no ``data.short_side`` makes smaller, have more than ``MANY_CROPS`` crops to a side.
+
+    Args:
+        scans: of each set.
+        crop_size: side of the training crops in pixels.
+        report: gets the warning.
+    """
+    sizes = [found.size for found in scans["labelled"] if found.size]
+    if not sizes:
+        return
+    height, width = (int(side) for side in np.median(sizes, axis=0))
+    if min(height, width) > MANY_CROPS * crop_size:
+        share = 100 * crop_size**2 / (height * width)
+        report.warnings.append(
+            f"a training crop of {crop_size} x {crop_size} pixels is {share:.2g} % of a picture of {width} x {height}: "
+            f"give --data.short_side {2 * crop_size}, or what objects need, here and in training, or a larger "
+            "--data.crop_size"
+        )
+
+
 def report_masks(
     scans: dict[str, list[Scan]], classes: Sequence[str], labels: Labels, report: Report
 ) -> None:
@@ -112,7 +136,7 @@ def report_masks(
         report.warnings.append(
             f"0, the id of {classes[0]}, is in no mask: if ids count from 1, give --data.reduce_zero_label true"
         )
-    unscored = "they count as 0 where they are predicted, else not at all"
+    unscored = "they have no score, and count in no mean"
     for name, effect in (("labelled", "the network cannot learn them"), ("val", unscored)):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
         if scans[name] and absent and not (strange or others or drawn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -253,7 +254,10 @@ def read_samples(
     index = Index(tree.samples, tree.image_end)
     val = read_list(config.val, root, index=index) if config.val else tree.val
     if not val:
-        raise DataError(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
+        raise DataError(
+            f"no pictures with masks to evaluate on below {root}; hold some out, python -m pseudoseg_fast.split "
+            f"--data.root {shlex.quote(config.root)} --val 5, or give --data.val LIST, a picture's name a line"
+        )
     known: list[Sample] = []
     if labeled or (unlabeled and not config.unlabeled):
         known = (
