@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,9 @@ from pseudoseg_fast.method import MethodConfig
 from pseudoseg_fast.sgc import Attention
 
 PRESET_FOLDER = resources.files("pseudoseg_fast.presets")
+
+ADDED = ("cpu", "fixmatch", "tagged", "untagged")
+"""Presets that are given after another one."""
 
 
 @dataclass
@@ -121,6 +125,10 @@ class ModelConfig:
         encoder_weights: name of pretrained weights that a hub has, such as imagenet; null starts at random.
         weights: local file of encoder weights, or package:NAME for the file that an installed package ships;
             replaces encoder_weights.
+        init: checkpoint of another run, such as RUN/checkpoints/best.ckpt, whose evaluated network a new run starts
+            from, with step 0, schedule and optimiser of its own. The network must be of the same kind; rows of the last
+            layers are taken by class name, and classes that the checkpoint does not know start anew. encoder_weights
+            and weights are then neither downloaded nor read, and a run that goes on does not need the file.
         in_channels: channels of a picture.
         output_stride: stride of the encoder's last stage, where the architecture can choose it; null for its usual one.
         attention_dim: width of query and key in the attention of SGC.
@@ -135,6 +143,7 @@ class ModelConfig:
     encoder_name: str = "resnet50"
     encoder_weights: str | None = "imagenet"
     weights: str | None = None
+    init: str | None = None
     in_channels: int = 3
     output_stride: int | None = None
     attention_dim: int = 128
@@ -419,6 +428,36 @@ def parse(parser: Parser, arguments: list[str]) -> tuple[Config, Namespace]:
         return _build(parser, parser.parse_args([*configs, *others]))
     except ValueError as error:
         parser.error(str(error))
+
+
+def preset_hint(arguments: Sequence[str]) -> str | None:
+    """Return what a user should know of the presets in a command line, or None where nothing is amiss.
+
+    Args:
+        arguments: as :func:`parse_config` takes them.
+    """
+    following = [*arguments[1:], ""]
+    names = [
+        value if argument == "--config" else argument.removeprefix("--config=")
+        for argument, value in zip(arguments, following, strict=True)
+        if argument.partition("=")[0] == "--config"
+    ]
+    given = {argument.partition("=")[0] for argument in arguments}
+    if not names and "--optim.steps" not in given:
+        return (
+            "no --config: the schedule is the paper's; for tens to hundreds of masks of your own give --config small, "
+            "and to train in minutes on a CPU --config small --config cpu"
+        )
+    for place, name in enumerate(names):
+        later = [other for other in names[place + 1 :] if other in presets() and other not in ADDED]
+        if name in ADDED and (later or not place):
+            base = later[0] if later else "small"
+            return (
+                f"--config {name} changes what a preset before it says, and "
+                + (f"--config {base}, which comes after it, changes it back" if later else "there is none")
+                + f": give --config {base} --config {name}"
+            )
+    return None
 
 
 def from_dict(values: dict[str, Any]) -> Config:

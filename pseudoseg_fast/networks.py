@@ -23,7 +23,8 @@ def build_network(
         config: architecture, encoder and weights.
         classes: number of classes, the background among them.
         background: id of the background class, or None.
-        pretrained: load the encoder's weights; a checkpoint's network gets its own instead.
+        pretrained: load the encoder's weights; a checkpoint's network gets its own instead, and so does one that
+            :func:`pseudoseg_fast.warm_start.start_from` starts from a checkpoint, ``config.init``.
 
     Raises:
         ValueError, RuntimeError, FileNotFoundError: see :class:`Network` and :func:`load_weights`.

@@ -81,6 +81,11 @@ def run_folder(config: Config, *, restart: bool = False) -> tuple[Path, list[Pat
             f"{folder} already holds a run; go on with it: --run.resume auto, replace it: --run.overwrite true, "
             "or choose another --run.dir"
         )
+    init = config.model.init
+    if run.overwrite and not paths and init is not None and is_own(folder, Path(init)):
+        raise ValueError(
+            f"--run.overwrite true would delete {init}, which model.init names; choose another --run.dir"
+        )
     return folder, paths
 
 

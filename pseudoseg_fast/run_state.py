@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FREE_ON_RESUME = {
-    *("data.root", "data.workers", "data.cache"),
+    *("data.root", "data.workers", "data.cache", "model.init"),
     *("run.dir", "run.resume", "run.overwrite", "run.accelerator", "run.devices"),
     *("run.compile", "run.cuda_graphs", "run.nonfinite"),
     *("run.eval_every", "run.draw_every", "run.checkpoint_every", "run.keep", "run.log_every"),

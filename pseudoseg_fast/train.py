@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pseudoseg_fast.children import Watcher
-from pseudoseg_fast.config import Config, RunConfig, parse_config, to_dict
+from pseudoseg_fast.config import Config, RunConfig, parse_config, preset_hint, to_dict
 from pseudoseg_fast.distributed import (
     check_same_options,
     end_processes,
@@ -49,7 +49,7 @@ def train(config: Config, fabric: Fabric) -> int:
     check_same_options(fabric, common_options(config))
     restart = any(gather(fabric, is_restart()))
     folder, checkpoints = from_first(fabric, lambda: run_folder(config, restart=restart))
-    trainer = Trainer(config, folder, fabric)
+    trainer = Trainer(config, folder, fabric, pretrained=not checkpoints)
     path = trainer.restore(checkpoints) if checkpoints else None
     with ExitStack() as stack:
         from_first(fabric, lambda: stack.enter_context(held(folder)))
@@ -152,7 +152,8 @@ def last_saved(folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input ends with a message and status 2."""
     prog = "python -m pseudoseg_fast.train"
-    config = parse_config(sys.argv[1:] if arguments is None else arguments, prog, __doc__)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse_config(arguments, prog, __doc__)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("pseudoseg_fast").setLevel(logging.INFO)
     fabric, watcher, failed = None, None, True
@@ -161,6 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         watcher = Watcher(fabric)
         if fabric.global_rank:
             logging.getLogger("pseudoseg_fast").setLevel(logging.WARNING)
+        elif hint := preset_hint(arguments):
+            logging.getLogger(__name__).warning("%s", hint)
         status = train(config, fabric)
         failed = False
         return status

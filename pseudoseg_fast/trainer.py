@@ -58,6 +58,7 @@ from pseudoseg_fast.step import StepLosses
 from pseudoseg_fast.stepper import Stepper
 from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.teacher import Teacher
+from pseudoseg_fast.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,19 @@ class Trainer:
         config: the resolved configuration.
         folder: where the run writes its log and checkpoints.
         fabric: of the run's processes; None starts them.
+        pretrained: load the weights that the configuration begins with, ``model.init`` or the encoder's; a run that is
+            restored gets its own instead.
 
     Raises:
         DataError, ValueError, RuntimeError: pictures, network or weights are not what the configuration says.
     """
 
-    def __init__(self, config: Config, folder: Path, fabric: Fabric | None = None) -> None:
+    def __init__(
+        self, config: Config, folder: Path, fabric: Fabric | None = None, *, pretrained: bool = True
+    ) -> None:
         check_start(config)
         self.config = config
+        self.pretrained = pretrained
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.csv_log = CsvLog(folder / "log" / "metrics.csv")
@@ -143,7 +149,13 @@ class Trainer:
 
     def build(self) -> Network:
         """Return the network, on the CPU."""
-        network = build_network(self.config.model, len(self.data.classes), self.data.background)
+        model, classes = self.config.model, self.data.classes
+        pretrained = self.pretrained and model.init is None
+        network = build_network(model, len(classes), self.data.background, pretrained=pretrained)
+        if self.pretrained and model.init is not None:
+            start = start_from(network, model, classes, model.init)
+            if self.fabric.is_global_zero:
+                logger.log(logging.WARNING if start.changed else logging.INFO, "%s", start)
         network.to(memory_format=torch.channels_last)
         if self.fabric.device.type == "cpu":
             use_depthwise_kernels(network)
@@ -170,7 +182,9 @@ class Trainer:
 
     def describe(self) -> str:
         """Return in a few lines what is trained on what."""
-        data, model = self.data, self.config.model
+        data, model, optim = self.data, self.config.model, self.config.optim
+        unlabeled = optim.unlabeled_batch_size or optim.batch_size
+        batch = f"{optim.batch_size}" + (f" + {unlabeled}" if self.config.method.name == "pseudoseg" else "")
         background = "none" if data.background is None else data.classes[data.background]
         unused = "" if self.config.method.image_labels else ", unused: --config tagged learns from them"
         return (
@@ -178,7 +192,8 @@ class Trainer:
             f"{len(data.val)} for validation, from {data.root} (layout {data.layout})\n"
             + (f"{len(data.tags)} pictures have tags{unused}\n" if data.tags else "")
             + f"{len(data.classes)} classes (background: {background}): {', '.join(data.classes)}\n"
-            f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}"
+            f"{model.arch} with {model.encoder_name} on {self.fabric.device}, {self.config.run.precision}\n"
+            f"{optim.steps} steps of {batch} pictures, crops of {self.config.data.crop_size} pixels"
         )
 
     def fit(self, stop: StopSignal) -> None:

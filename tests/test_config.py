@@ -10,6 +10,7 @@ from pseudoseg_fast.config import (
     choose_accelerator,
     from_dict,
     parse_config,
+    preset_hint,
     presets,
     to_dict,
 )
@@ -185,6 +186,23 @@ def test_bad_command_lines_say_what_to_do(capsys, arguments, expected):
 def test_bad_files_say_what_is_wrong(capsys, tmp_path, text, expected):
     (tmp_path / "bad.yaml").write_text(text)
     assert expected in refusal(capsys, *DATA, "--config", str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "no --config: the schedule is the paper's; for tens to hundreds of masks"),
+        (["--config", "cpu"], "and there is none: give --config small --config cpu"),
+        (["--config=small", "--config=untagged", "--config", "cpu"], None),
+        (["--config=cpu", "--config=small"], "--config small, which comes after it, changes it back: give"),
+        (["--config=run/config.yaml", "--config", "cpu"], None),
+        (["--config", "demo"], None),
+        (["--optim.steps", "9"], None),
+    ],
+)
+def test_presets_that_do_not_do_what_they_seem_to_are_told_of(arguments, expected):
+    hint = preset_hint([*DATA, *arguments])
+    assert hint == expected or expected in hint
 
 
 def test_a_run_that_needs_no_unlabelled_pictures_may_leave_them_out():
