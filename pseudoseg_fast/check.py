@@ -41,6 +41,7 @@ from pseudoseg_fast.data.sets import (
     conversion,
     data_root,
     find_tree,
+    nothing_to_evaluate_on,
     read_labels,
     read_others,
 )
@@ -119,7 +120,7 @@ def read_sets(
     if not labeled and not config.labeled:
         report.errors.append(f"no training pictures with masks below {root}; give --data.labeled LIST")
     if not val and not config.val:
-        report.errors.append(f"no pictures with masks to evaluate on below {root}; give --data.val LIST")
+        report.errors.append(nothing_to_evaluate_on(config, root))
     if not unlabeled and not config.unlabeled:
         report.warnings.append("no unlabelled pictures: only --method.name supervised can train on this")
     if isinstance(unlabeled, Stream):

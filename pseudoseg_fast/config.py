@@ -48,7 +48,8 @@ class DataConfig:
         classes: file of class names, one a line, in the order of their ids; null means classes.txt, or the layout's.
         tags: CSV file "image,tags" with tags separated by ";", for method.image_labels; or the word masks: the classes
             that the hidden masks of unlabelled pictures show, read for that alone, to simulate such a file.
-        background: id of the class that is no object; "auto" is the class named background, where there is one.
+        background: id of the class that is no object; "auto" is the class named background (or bg, _background_), where
+            there is one.
         ignore_index: id of pixels without a label in the masks.
         label_map: what ids in the masks mean: pairs such as "7:1,9:255", 255 being ignored, or a YAML file of them;
             others stay, or are what reduce_zero_label makes of them, or the layout, where it has as many classes.

@@ -76,7 +76,7 @@ def test_colours(tmp_path, mode):
     image = Image.fromarray(pixels)
     (image.quantize(8) if mode == "P" else image.convert(mode)).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png", Labels(2, color_map=colors)).tolist() == [[0, 1, 255]]
-    with pytest.raises(DataError, match=r"mask.png holds 1 colours that data.color_map lacks: \(9, 8, 7\)"):
+    with pytest.raises(DataError, match=r"mask.png holds 1 colours that no class has: \(9, 8, 7\)"):
         read_mask(tmp_path / "mask.png", Labels(2, color_map={(0, 0, 255): 0, (255, 255, 255): 1}))
 
 

@@ -19,6 +19,9 @@ from pseudoseg_fast.data.lists import DataError, find_file, nearest, read_lines
 IGNORE_INDEX = 255
 MAX_CLASSES = 255
 Color = tuple[int, int, int]
+BACKGROUNDS = ("background", "_background_", "__background__", "bg")
+"""Names of the class that is no object, in small letters: plain, LabelMe's, VOC's in some code, and for short."""
+
 _IGNORE = "ignore"
 
 
@@ -120,8 +123,8 @@ class Labels:
         if len(strange):
             shown = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in strange[:9].tolist()]
             raise DataError(
-                f"{path} holds {len(strange)} colours that data.color_map lacks: {_some(shown)}; add a line for each "
-                f"('r g b {_IGNORE}' for pixels without a label)"
+                f"{path} holds {len(strange)} colours that no class has: {_some(shown)}; give --data.color_map FILE "
+                f"with a line for each ('r g b {_IGNORE}' for pixels without a label)"
                 + (", unless the mask was saved as JPEG, which invents colours" if len(strange) > 16 else "")
             )
         return table[places]
@@ -171,13 +174,13 @@ class Labels:
 
 
 def background_class(background: int | str | None, classes: Sequence[str]) -> int | None:
-    """Return the id of the background class; "auto" looks for a class of the name background.
+    """Return the id of the background class; "auto" looks for a class of one of the names in ``BACKGROUNDS``.
 
     Raises:
         DataError: there is no class of that id.
     """
     if isinstance(background, str):
-        return next((index for index, name in enumerate(classes) if name.casefold() == "background"), None)
+        return next((index for index, name in enumerate(classes) if name.casefold() in BACKGROUNDS), None)
     if background is not None and not 0 <= background < len(classes):
         raise DataError(
             f"data.background expects a class id from 0 to {len(classes) - 1}, auto or null, got {background}"

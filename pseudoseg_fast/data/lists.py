@@ -218,6 +218,17 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
     """
     path = find_file(path, root)
     names = [line.strip() for _, line in read_lines(path)]
+    if (start := _numbered(names)) is not None:
+        raise DataError(
+            f"{path} numbers its classes, {names[0]!r} first; expected names alone, one a line in the order of the "
+            "mask ids from 0"
+            + (
+                "; where ids in the masks count from 1 and 0 means no label, give --data.reduce_zero_label true, too, "
+                "else put background first"
+                if start
+                else ""
+            )
+        )
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path} names a class twice: {', '.join(repeated)}")
     if not 1 <= len(names) <= 255:
@@ -225,6 +236,16 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
             f"{path} names {len(names)} classes; expected 1 to 255, one a line in the order of the mask ids"
         )
     return names
+
+
+def _numbered(names: Sequence[str]) -> int | None:
+    """Return 0 or 1 where every name begins with its own number, counted from there, as in "0: road"; else None."""
+    found = [re.match(r"(\d+)\s*[:,;.)\t ]\s*\S", name) for name in names]
+    numbers = [int(match[1]) for match in found if match]
+    for start in (0, 1):
+        if len(names) > 1 and numbers == [*range(start, start + len(names))]:
+            return start
+    return None
 
 
 def find_file(path: str | Path, root: str | Path | None = None) -> Path:

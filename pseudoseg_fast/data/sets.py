@@ -185,6 +185,8 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
     if config.color_map:
         colors, listed = read_color_map(config.color_map, root, names)
         names = names or listed
+    elif tree.colors and not config.label_map and config.reduce_zero_label is None:
+        colors = colors_of(tree.colors, names or ())
     if not names:
         raise DataError(
             f"expected the names of the classes, one a line in the order of their ids: put them into {root / CLASSES} "
@@ -197,6 +199,20 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
             + ", in the order of the ids (in masks drawn in black and white the black one is 0)"
         )
     return list(names), conversion(config, root, tree, len(names), colors)
+
+
+def colors_of(colors: Mapping[str, Color], names: Sequence[str]) -> dict[Color, int]:
+    """Return the class id that each colour of a layout means.
+
+    Raises:
+        DataError: the classes have other names than the layout's.
+    """
+    if missing := [name for name in colors if name not in names]:
+        raise DataError(
+            f"the masks have colours of the classes {', '.join(colors)}, and data.classes lacks {', '.join(missing)}: "
+            "name all of them, in any order, or say what each colour means with --data.color_map FILE"
+        )
+    return {color: names.index(name) for name, color in colors.items()}
 
 
 def conversion(
@@ -254,10 +270,7 @@ def read_samples(
     index = Index(tree.samples, tree.image_end)
     val = read_list(config.val, root, index=index) if config.val else tree.val
     if not val:
-        raise DataError(
-            f"no pictures with masks to evaluate on below {root}; hold some out, python -m pseudoseg_fast.split "
-            f"--data.root {shlex.quote(config.root)} --val 5, or give --data.val LIST, a picture's name a line"
-        )
+        raise DataError(nothing_to_evaluate_on(config, root))
     known: list[Sample] = []
     if labeled or (unlabeled and not config.unlabeled):
         known = (
@@ -286,6 +299,14 @@ def read_samples(
                 "layout are unlabelled"
             )
     return known if labeled else [], others, val
+
+
+def nothing_to_evaluate_on(config: DataConfig, root: Path) -> str:
+    """Return that there are no val pictures, and how to come by them."""
+    return (
+        f"no pictures with masks to evaluate on below {root}; hold some out, python -m pseudoseg_fast.split "
+        f"--data.root {shlex.quote(config.root)} --val 5, or give --data.val LIST, a picture's name a line"
+    )
 
 
 def apart_from(val: Sequence[Sample], samples: Sequence[Sample]) -> list[Sample]:
