@@ -119,11 +119,23 @@ def test_a_run_writes_its_results_and_evaluation_repeats_them(root, tmp_path, ca
         printed_score = percent(rf"{name} ([\d.]+) %", printed)
         assert printed_score == round(100 * result["miou"][name], 2)
         path = folder / "checkpoints" / f"{name}.ckpt"
-        options = ["--checkpoint", str(path), "--accelerator=cpu", "--data.workers=0"]
+        file = tmp_path / f"{name}.json"
+        options = ["--checkpoint", str(path), "--accelerator=cpu", "--data.workers=0", f"--json={file}"]
         assert evaluate.main(options) == 0
+        written = json.loads(file.read_text())
+        assert (written["checkpoint"], written["step"], written["pictures"]) == (str(path), trained, 3)
+        assert written["miou"] == pytest.approx(result["miou"][name])
+        assert [entry["name"] for entry in written["classes"]] == classes
+        assert [sum(row) for row in written["confusion"]] == [entry["pixels"] for entry in written["classes"]]
         repeated = capsys.readouterr().out
         assert f"{path}, step {trained}, on 3 pictures of val.txt" in repeated
         assert percent(r"mIoU +([\d.]+)", repeated) == printed_score
+
+    content = file.read_text()
+    for name, expected in ((file, "is there already"), (tmp_path / "none" / "a.json", "there is no folder")):
+        assert tiny.status(evaluate.main, [*options[:-1], f"--json={name}"]) == 2
+        assert expected in capsys.readouterr().err
+    assert file.read_text() == content
 
     assert sorted(path.name for path in folder.iterdir()) == [
         *(".lock", "checkpoints", "config.yaml", "log", "pictures", "report.html", "result.json", "run.json")
