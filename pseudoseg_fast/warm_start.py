@@ -99,8 +99,8 @@ def start_from(network: Network, config: ModelConfig, classes: Sequence[str], pa
         got = list(source[name].shape) if name in source else None
         if got != expected:
             raise ValueError(
-                f"{_misfit(path, changed)}; of its tensors {name} was expected to be {expected or 'absent'}, got "
-                f"{got or 'none'}"
+                f"{_misfit(path, changed)}; of its tensors {name} was expected to be "
+                f"{'absent' if expected is None else expected}, got {'none' if got is None else got}"
             )
     with torch.no_grad():
         for name in copied:
@@ -127,7 +127,7 @@ def _changed(
     """Return the options that are others now, their values there and here; of mean and std the values in use count."""
     there, here = to_dict(former), to_dict(now)
     return {
-        f"{name}": (there[name], here[name])
+        name: (there[name], here[name])
         for name in here
         if name not in SOURCES
         and there[name] != here[name]
