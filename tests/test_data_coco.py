@@ -118,6 +118,37 @@ def test_folders_without_a_year_are_anybodys(tmp_path):
     assert (data.layout, data.classes[0], data.pixels[:3]) == ("coco", "background", [24, 20, 4])
 
 
+def test_an_export_of_roboflow(tmp_path):
+    """Its annotations lie beside the pictures, and its first category stands above the others and has none."""
+    root = {"id": 0, "name": "kitchens", "supercategory": "none"}
+    categories = [root, *({**category, "supercategory": "kitchens"} for category in CATEGORIES)]
+    for split in ("train", "valid", "test"):
+        arrange(tmp_path, SHAPES, split, categories)
+        annotations = tmp_path / "annotations" / f"instances_{split}.json"
+        annotations.rename(tmp_path / split / "_annotations.coco.json")
+    (tmp_path / "annotations").rmdir()
+    data = read_data(DataConfig(str(tmp_path)))
+    assert (data.layout, data.classes) == ("coco", ["background", "table", "cup", "crowd of cups"])
+    assert [sample.name for sample in data.labeled] == ["train/a b.jpg"]
+    assert [sample.name for sample in data.unlabeled] == ["train/unknown.jpg"]
+    assert [sample.name for sample in data.val] == ["valid/a b.jpg"]
+    assert read_mask(data.val[0].mask, data.labels).tolist() == DRAWN
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        {"id": 90, "name": "kitchens", "supercategory": "none"},  # annotated: a class
+        {"id": 0, "name": "kitchens", "supercategory": "houses"},
+        {"id": 0, "name": "unused", "supercategory": "none"},
+    ],
+)
+def test_categories_above_others_may_be_classes(tmp_path, above):
+    others = [category for category in CATEGORIES if category["id"] != above["id"]]
+    arrange(tmp_path, SHAPES, "train", [above, *({**other, "supercategory": "kitchens"} for other in others)])
+    assert above["name"] in coco.read(tmp_path).classes
+
+
 def test_masks_beside_annotations_are_of_the_layout_folder(tmp_path):
     """As annotation tools export both; COCO's names are not theirs."""
     for split in ("train", "val"):

@@ -7,7 +7,8 @@ Lin et al., Microsoft COCO, ECCV 2014. Masks are the first of these that is ther
   become the 80 classes, stuff the background, and what has no label stays ignored;
 - ``annotations/train2017``, or PNGs in ``annotations``: ids, such as the ``_labelTrainIds`` that mmsegmentation makes;
 - ``annotations/panoptic_train2017.json`` with its folder of PNGs, beside it or below the root;
-- ``annotations/instances_train2017.json``.
+- ``annotations/instances_train2017.json``, or ``_annotations.coco.json`` in the folder of the pictures, as Roboflow has
+  it, whose val pictures are in ``valid``.
 
 The last two may be of anybody's classes: the file names them (:mod:`~pseudoseg_fast.data.layouts.coco_json`), and the
 folders may be called ``train`` and ``val``. Pictures that it lists without an annotation get masks where the classes
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EXPECTED = (
     "train2017, val2017 and masks below masks/ or stuffthingmaps/, or in annotations/ as PNGs, panoptic_*.json or "
-    "instances_*.json"
+    "instances_*.json; or Roboflow's train and valid, each with its _annotations.coco.json"
 )
 YEARS = ("2017", "2014", "")
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -39,6 +40,7 @@ FROM_STUFF = {number - 1: 0 for number in STUFF} | {
 MASK_ENDS = ("_labelTrainIds", "")
 ANNOTATIONS = "annotations"
 STUFF_MAPS = "stuffthingmaps"
+EXPORTED = "_annotations.coco.json"
 
 
 def recognise(root: Path) -> str | None:
@@ -52,7 +54,7 @@ def read(root: Path) -> Tree:
     train = _folder(root, "train")
     if train is None:
         raise DataError(f"no folder {root / 'train2017'} nor {root / 'images' / 'train2017'}")
-    val = _folder(root, "val")
+    val = _folder(root, "val") or _folder(root, "valid")
     known, classes = _read(root, train)
     held_out, val_classes = _read(root, val) if val else (Pairs(), None)
     if classes and val_classes and known.labeled and held_out.labeled and classes != val_classes:
@@ -80,7 +82,9 @@ def _folder(root: Path, split: str) -> Path | None:
     """
     for year in YEARS:
         found = first_folder(root, f"{split}{year}", f"images/{split}{year}")
-        annotated = found and any(_file(root, kind, found).is_file() for kind in ("instances", "panoptic"))
+        annotated = found and any(
+            file.is_file() for file in (_instances(root, found), _file(root, "panoptic", found))
+        )
         if found and (year or (annotated and not (root / "masks" / split).is_dir())):
             return found
     return None
@@ -88,6 +92,12 @@ def _folder(root: Path, split: str) -> Path | None:
 
 def _file(root: Path, kind: str, images: Path) -> Path:
     return root / ANNOTATIONS / f"{kind}_{images.name}.json"
+
+
+def _instances(root: Path, images: Path) -> Path:
+    """Return where the instances of a split are annotated, or would be."""
+    exported = images / EXPORTED
+    return exported if exported.is_file() else _file(root, "instances", images)
 
 
 def _read(root: Path, images: Path) -> tuple[Pairs, list[str] | None]:
@@ -107,7 +117,7 @@ def _masks(root: Path, images: Path) -> tuple[Path | None, list[str] | None]:
     if any(annotations.glob("*.png")):
         return annotations, None
     segments = first_folder(root, f"{ANNOTATIONS}/panoptic_{images.name}", f"panoptic_{images.name}")
-    instances, panoptic = _file(root, "instances", images), _file(root, "panoptic", images)
+    instances, panoptic = _instances(root, images), _file(root, "panoptic", images)
     if segments and panoptic.is_file():
         source, drawn = panoptic, coco_json.panoptic_masks(panoptic, segments, images)
     elif instances.is_file():

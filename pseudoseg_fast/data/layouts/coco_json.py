@@ -186,7 +186,7 @@ def _keep(
         logger.info("drawing the masks of %s, once", file)
         try:
             content = json.loads(file.read_bytes())
-            names, classes = _classes(content["categories"], file)
+            names, classes = _classes(_without_root(content), file)
             tasks = list(drawings(content, classes))
             listed = len(content["images"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -215,6 +215,20 @@ def _keep(
 
     folder = keep_folder("masks", (str(file), stamp(file), str(images)), fill)
     return Masks(folder, **json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+
+
+def _without_root(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the categories but for the one that Roboflow puts above all others, which no annotation has.
+
+    It is called after the project, is the supercategory of others, and "none" is its own.
+    """
+    used = {shape.get("category_id") for shape in content["annotations"]}
+    above = {category.get("supercategory") for category in content["categories"]}
+    return [
+        category
+        for category in content["categories"]
+        if category["id"] in used or category["name"] not in above or category.get("supercategory") != "none"
+    ]
 
 
 def _classes(categories: list[dict[str, Any]], file: Path) -> tuple[list[str], dict[int, int]]:
