@@ -456,7 +456,7 @@ def preset_hint(arguments: Sequence[str]) -> str | None:
             return (
                 f"--config {name} changes what a preset before it says, and "
                 + (f"--config {base}, which comes after it, changes it back" if later else "there is none")
-                + f": give --config {base} --config {name}"
+                + f": give --config {' --config '.join([base, *(other for other in names if other in ADDED)])}"
             )
     return None
 

@@ -15,6 +15,8 @@ from pseudoseg_fast.whole_file import partial_name, replace_by_link
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
+FORMER_BEST = "former-best.ckpt"
+"""The best by scores that do not compare with those that the run has since had."""
 
 logger = logging.getLogger(__name__)
 

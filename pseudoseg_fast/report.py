@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import math
 import re
 import sys
@@ -135,9 +136,18 @@ def heading(run: Run) -> str:
 
 
 def scored(run: Run) -> list[tuple[str, Row]]:
-    """Return the evaluations that count: "best", of the highest mIoU, and "last"; none before the first."""
+    """Return the evaluations that count: "best" and "last"; none before the first.
+
+    The best is what the run says at its end, for it may have been chosen anew since the highest mIoU, on other val
+    pictures; until then, that of the highest.
+    """
     rows = [row for row in run.evaluations if not math.isnan(row["eval/mIoU"])]
-    return [("best", max(rows, key=lambda row: row["eval/mIoU"])), ("last", rows[-1])] if rows else []
+    if not rows:
+        return []
+    result = run.folder / "result.json"
+    step = json.loads(result.read_text())["miou"]["best_step"] if result.is_file() else None
+    best = max(rows, key=lambda row: (row["step"] == step, row["eval/mIoU"]))
+    return [("best", best), ("last", rows[-1])]
 
 
 def curves(run: Run) -> str:

@@ -141,6 +141,7 @@ def clear_folder(folder: Path) -> None:
     for pattern in (
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/former-best.ckpt",
         "log/metrics.csv",
         "log/events.out.tfevents.*",
         "pictures/step_*.png",

@@ -88,7 +88,7 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     if "data.short_side" in changes and trainer.fabric.is_global_zero:
         logger.warning(
             "data.short_side decides at which size val pictures are scored, too: scores do not compare with those from "
-            "here on, and the best is chosen anew"
+            "here on; the best is chosen anew, and the former one kept as former-best.ckpt"
         )
     if trainer.fabric.is_global_zero:
         warn_of_other_lists(trainer.lists, path, state.get("lists", {}))  # older checkpoints have none
@@ -115,7 +115,9 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
 
 
 def fingerprints(data: Data) -> dict[str, str]:
-    """Return a digest of the number and names of labelled, unlabelled and val pictures each, in their order.
+    """Return a digest of the number and names of labelled, unlabelled and val pictures each.
+
+    The order counts but for val pictures, whose scores do not depend on it.
 
     Of unlabelled pictures, of which there may be millions, ``LOOKED_AT`` names count, spread over the list.
     """
@@ -129,7 +131,7 @@ def fingerprints(data: Data) -> dict[str, str]:
     lists: dict[str, Iterable[str]] = {
         "labelled": (sample.name for sample in data.labeled),
         "unlabelled": unlabeled,
-        "val": (sample.name for sample in data.val),
+        "val, sorted": sorted(sample.name for sample in data.val),
     }
     return {
         kind: hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
@@ -139,18 +141,19 @@ def fingerprints(data: Data) -> dict[str, str]:
 
 def warn_of_other_lists(ours: dict[str, str], path: Path, theirs: dict[str, str]) -> None:
     """Say which lists of pictures are others than those of the run that wrote ``path``, and what that means."""
-    others = [kind for kind, digest in theirs.items() if digest != ours[kind]]
-    if learnt := [kind for kind in others if kind != "val"]:
+    # Older checkpoints have val pictures in their order; nothing is said of these.
+    others = [kind for kind, digest in theirs.items() if digest != ours.get(kind, digest)]
+    if learnt := [kind for kind in others if kind != "val, sorted"]:
         logger.warning(
             "the %s pictures are others than when %s was written, by number, name or order: steps see others than they "
             "would have",
             " and ".join(learnt),
             path,
         )
-    if "val" in others:
+    if "val, sorted" in others:
         logger.warning(
-            "the val pictures are others than when %s was written: scores do not compare with those from here on, and "
-            "the best is chosen anew",
+            "the val pictures are others than when %s was written: scores do not compare with those from here on; the "
+            "best is chosen anew, and the former one kept as former-best.ckpt",
             path,
         )
 
@@ -163,8 +166,8 @@ def scored_alike(state: dict[str, Any], lists: dict[str, str], data: DataConfig)
         lists: of the run, from :func:`fingerprints`.
         data: of the run.
     """
-    val = state.get("lists", {}).get("val", lists["val"])
-    return val == lists["val"] and saved_options(state)["data"]["short_side"] == data.short_side
+    val = state.get("lists", {}).get("val, sorted", lists["val, sorted"])
+    return val == lists["val, sorted"] and saved_options(state)["data"]["short_side"] == data.short_side
 
 
 def optimizer_state(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +234,7 @@ def check_same_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[
         for name, value in values.items()
         if f"{group}.{name}" not in FREE_ON_RESUME and value != ours[group].get(name)
     }
+    differences.pop("data.background", None)  # what it comes to counts, see below
     changes = {name: values for name, values in differences.items() if name in MAY_CHANGE}
     refused = [
         f"{name}: {there} there, {here} here"
@@ -239,6 +243,11 @@ def check_same_run(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[
     ]
     if state["classes"] != trainer.data.classes:
         refused.append(f"classes: {state['classes']} there, {trainer.data.classes} here")
+    if state["background"] != trainer.data.background:
+        there, here = (
+            "null" if index is None else index for index in (state["background"], trainer.data.background)
+        )
+        refused.append(f"the background: class {there} there, {here} here; give --data.background {there}")
     if refused:
         raise ValueError(
             f"{path} is of a run with another configuration; resume with the same one "

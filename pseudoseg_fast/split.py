@@ -58,7 +58,7 @@ def covering_order(pixels: Pixels, seed: int) -> tuple[list[int], int]:
 
 
 def hold_out(pixels: Pixels, count: int, seed: int) -> list[int]:
-    """Choose pictures to evaluate on that show as many classes as can be, and leave each class in another picture.
+    """Choose pictures to evaluate on, and leave each class in another picture.
 
     First come pictures for the classes, the rarest first, of those that two pictures show; the rest are random.
 
@@ -77,29 +77,29 @@ def hold_out(pixels: Pixels, count: int, seed: int) -> list[int]:
     shown = pixels > 0
     left = shown.sum(0)
     order = random.permutation(len(pixels))
-    chosen: list[int] = []
+    chosen: dict[int, None] = {}
 
-    def can_go() -> list[int]:
-        """Return pictures that others can stand in for, in a random order."""
-        return [int(index) for index in order if index not in chosen and (left[shown[index]] > 1).all()]
-
-    def take(index: int) -> None:
-        nonlocal left
-        chosen.append(index)
-        left = left - shown[index]
+    def take_first(candidates: NDArray[np.int64]) -> None:
+        """Take the first of them that is not taken and shows no class that no other picture left shows."""
+        for index in map(int, candidates):
+            if index not in chosen and (left[shown[index]] > 1).all():
+                chosen[index] = None
+                left[shown[index]] -= 1
+                return
 
     for label in np.argsort(left, kind="stable"):
-        candidates = [index for index in can_go() if shown[index, label]]
-        if len(chosen) < count and candidates and not shown[chosen, label].any():
-            take(candidates[0])
-    while len(chosen) < count:
-        candidates = can_go()
-        if not candidates or len(chosen) + 1 == len(pixels):
-            raise ValueError(
-                f"--val {count}: of the {len(pixels)} pictures with masks {len(chosen)} can be held out, so that each "
-                "class stays in one to learn from; choose a smaller number, or another --seed"
-            )
-        take(candidates[0])
+        if len(chosen) < count and not shown[[*chosen], label].any():
+            take_first(order[shown[order, label]])
+    # Pictures that cannot be taken stay so, and what is left only shrinks: one look at each is enough.
+    for place in range(len(order)):
+        if len(chosen) < min(count, len(order) - 1):
+            take_first(order[place : place + 1])
+    if len(chosen) < count:
+        raise ValueError(
+            f"--val {count}: of the {len(pixels)} pictures with masks {len(chosen)} can be held out, so that each "
+            "class stays in one to learn from; "
+            + ("choose a smaller number, or another --seed" if chosen else "draw more masks")
+        )
     return sorted(chosen)
 
 

@@ -35,7 +35,7 @@ from pseudoseg_fast.distributed import (
 from pseudoseg_fast.event_log import EventLog
 from pseudoseg_fast.examples import Examples
 from pseudoseg_fast.finite import NotFinite
-from pseudoseg_fast.kept import BEST, LAST, load_first_whole, save_last
+from pseudoseg_fast.kept import BEST, FORMER_BEST, LAST, load_first_whole, save_last
 from pseudoseg_fast.loaders import labeled_loader, tag_frequency, unlabeled_loader, val_loader
 from pseudoseg_fast.memory import peak_memory
 from pseudoseg_fast.method import class_weights
@@ -146,6 +146,7 @@ class Trainer:
         self.scored = 0
         self.scores: Scores | None = None
         self.best: dict[str, Any] | None = None
+        self.replaced = False
 
     def build(self) -> Network:
         """Return the network, on the CPU."""
@@ -155,7 +156,7 @@ class Trainer:
         if self.pretrained and model.init is not None:
             start = start_from(network, model, classes, model.init)
             if self.fabric.is_global_zero:
-                logger.log(logging.WARNING if start.changed else logging.INFO, "%s", start)
+                logger.log(logging.WARNING if start.changed or not start.kept else logging.INFO, "%s", start)
         network.to(memory_format=torch.channels_last)
         if self.fabric.device.type == "cpu":
             use_depthwise_kernels(network)
@@ -183,8 +184,10 @@ class Trainer:
     def describe(self) -> str:
         """Return in a few lines what is trained on what."""
         data, model, optim = self.data, self.config.model, self.config.optim
-        unlabeled = optim.unlabeled_batch_size or optim.batch_size
-        batch = f"{optim.batch_size}" + (f" + {unlabeled}" if self.config.method.name == "pseudoseg" else "")
+        sizes = [optim.batch_size]
+        if self.config.method.name == "pseudoseg":
+            sizes.append(optim.unlabeled_batch_size or optim.batch_size)
+        batch = " + ".join(str(size * optim.accumulate * self.fabric.world_size) for size in sizes)
         background = "none" if data.background is None else data.classes[data.background]
         unused = "" if self.config.method.image_labels else ", unused: --config tagged learns from them"
         return (
@@ -385,6 +388,9 @@ class Trainer:
         improved = self.best is None or self.scores.miou > self.best["miou"] or math.isnan(self.best["miou"])
         if improved:
             self.best = {"step": self.step, "miou": self.scores.miou, "iou": list(self.scores.iou)}
+            if self.replaced and self.fabric.is_global_zero:
+                (self.checkpoints / BEST).replace(self.checkpoints / FORMER_BEST)
+            self.replaced = False
             self.save(BEST)
         if self.fabric.is_global_zero:
             say(
@@ -428,23 +434,29 @@ class Trainer:
         path = from_first(self.fabric, choose)
         restore_state(self, path, loaded[0] if loaded else checkpoint.load(path))
         check_start(self.config)  # of fewer steps than it had
+        if self.config.model.init and self.fabric.is_global_zero:
+            logger.info("the run goes on from %s: model.init was for its start", path)
         own = is_own(self.folder, path)
         if not own:  # nor is the log of another folder copied
             self.scored = 0
         # The best of another folder is not copied, so here it is chosen anew.
-        self.best = self.kept_best() if own else None
+        self.best, self.replaced = from_first(self.fabric, self.kept_best) if own else (None, False)
+        if self.replaced:  # what is there already is a candidate, too
+            self.scored = 0
         return path
 
-    def kept_best(self) -> dict[str, Any] | None:
+    def kept_best(self) -> tuple[dict[str, Any] | None, bool]:
         """Return the score of this folder's ``BEST``, which may be newer than the checkpoint a run goes on from.
 
-        None where there is none that compares with the scores from here on: the best is chosen anew then.
+        None where there is none that compares with the scores from here on: the best is chosen anew then. And whether
+        there is one that does not compare, and is to be kept by another name.
         """
         try:
             state = checkpoint.load(self.checkpoints / BEST)
         except FileNotFoundError:
-            return None
+            return None, False
         except ValueError as error:
             logger.warning("%s; the best is chosen anew", error)
-            return None
-        return state["best"] if scored_alike(state, self.lists, self.config.data) else None
+            return None, False
+        alike = scored_alike(state, self.lists, self.config.data)
+        return (state["best"] if alike else None), not alike

@@ -199,5 +199,6 @@ def _misfit(path: Path | str, changed: dict[str, tuple[Any, Any]]) -> str:
     options = " ".join(
         shlex.quote(f"--model.{name}={there if isinstance(there, str) else json.dumps(there)}")
         for name, (there, _) in changed.items()
+        if name not in NORMALIZATION
     )
     return f"{expected}: {_differences(changed)}; give {options}, or another checkpoint"

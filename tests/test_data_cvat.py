@@ -67,6 +67,13 @@ def test_an_export_without_subsets_is_split(tmp_path, capsys):
     assert tiny.status(check.main, [f"--data.root={root}", f"--picture={picture}", *options]) in (0, 2)
 
 
+def test_undrawn_val_pictures_are_left_out(tmp_path):
+    root = make_export(tmp_path / "set", {"default": ["a", "b", "c"], "Validation": ["d", "e"]}, ["c", "e"])
+    data = read_data(DataConfig(str(root)))
+    assert [sample.name for sample in data.unlabeled] == ["JPEGImages/c.png"]
+    assert [sample.name for sample in data.val] == ["JPEGImages/d.png"]
+
+
 def test_classes_of_ones_own_are_matched_by_name(tmp_path):
     root = make_export(tmp_path / "set", {"train": ["a"], "val": ["b"], "default": ["c"]})
     tiny.write(root / "classes.txt", ["rust", "background", "crack"])
@@ -106,7 +113,7 @@ def test_an_export_without_pictures(tmp_path):
     ("lines", "expected"),
     [
         (["0: sky", "1: road"], "numbers its classes, '0: sky' first; expected names alone"),
-        (["0 sky", "1 road"], "names alone, one a line in the order of the mask ids from 0$"),
+        (["0. sky", "1. road"], "names alone, one a line in the order of the mask ids from 0$"),
         (["1,sky", "2,road"], "where ids in the masks count from 1 and 0 means no label, give --data.reduce"),
     ],
 )
@@ -116,7 +123,17 @@ def test_numbered_classes_are_refused(tmp_path, lines, expected):
         read_classes(tmp_path / "classes.txt")
 
 
-@pytest.mark.parametrize("lines", [["1 way", "road"], ["3 lanes", "4 lanes"], ["0"], ["2d", "3d"]])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1 way", "road"],
+        ["1 person", "2 persons"],
+        ["0.5 m", "1.5 m"],
+        ["3 lanes", "4 lanes"],
+        ["0"],
+        ["2d", "3d"],
+    ],
+)
 def test_names_may_begin_with_numbers(tmp_path, lines):
     tiny.write(tmp_path / "classes.txt", lines)
     assert read_classes(tmp_path / "classes.txt") == lines

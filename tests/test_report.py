@@ -129,7 +129,7 @@ def test_lines_of_a_log_that_are_no_rows_are_passed_over(folder, capsys):
 
 def test_a_finished_run_has_its_newest_pictures(folder, capsys):
     write_log(folder, LOG)
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text(json.dumps({"miou": {"best_step": 10}}))
     (folder / "pictures").mkdir()
     for step in (9, 999_999, 1_000_000):
         Image.new("RGB", (step % 7 + 1, 1)).save(folder / "pictures" / f"step_{step:06}.png")

@@ -143,6 +143,14 @@ def test_no_more_are_held_out_than_leave_each_class(without_val, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_held_out_pictures_show_the_rarest_classes_first():
+    shown = np.array([[1, 0, 0, 0]] * 5 + [[1, 1, 0, 0]] * 2 + [[1, 0, 1, 0]] * 3 + [[0, 0, 0, 1]])
+    chosen = split.hold_out(shown, 2, seed=0)
+    assert shown[chosen].sum(0).tolist() == [2, 1, 1, 0]
+    with pytest.raises(ValueError, match=r"3 pictures with masks 0 can be held out.*; draw more masks"):
+        split.hold_out(np.eye(3, dtype=np.int64), 1, seed=0)
+
+
 def test_what_val_needs(root, tmp_path, capsys):
     for arguments, expected in (
         (["--val=5"], "has 2 val pictures already, by the layout folder; leave --val out"),

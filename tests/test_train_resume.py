@@ -1,5 +1,6 @@
 """Stopping a run and going on: bitwise the run that never stopped."""
 
+import csv
 import functools
 import json
 import logging
@@ -494,10 +495,12 @@ def test_another_precision_has_a_scale_of_its_own(root, whole):
 
 def test_an_option_younger_than_the_checkpoint_had_its_default_there(tmp_path):
     config = from_dict({"data": {"root": "photos"}})
-    state = {"config": to_dict(config), "classes": ["sky"], "generators": [None]}
+    state = {"config": to_dict(config), "classes": ["sky"], "background": None, "generators": [None]}
     del state["config"]["method"]["dice_unlabeled"]
     trainer = SimpleNamespace(
-        config=config, fabric=SimpleNamespace(world_size=1), data=SimpleNamespace(classes=["sky"])
+        config=config,
+        fabric=SimpleNamespace(world_size=1),
+        data=SimpleNamespace(classes=["sky"], background=None),
     )
     check_same_run(trainer, tmp_path, state)
     config.method.dice_unlabeled = True
@@ -545,6 +548,51 @@ def test_the_best_is_chosen_anew_where_scores_no_longer_compare(tmp_path, change
     assert train.main(tiny.options(root, folder, changes | {"run.resume": "auto"})) == 0
     scores = json.loads((folder / "result.json").read_text())["miou"]
     assert scores["best"] == scores["last"] == checkpoint.load(path)["best"]["miou"]
+    assert checkpoint.load(folder / "checkpoints" / "former-best.ckpt")["best"]["miou"] == 0.99
+
+
+def test_the_order_of_the_val_list_changes_nothing(tmp_path, caplog):
+    root, folder = tiny.make_set(tmp_path / "pictures"), tmp_path / "run"
+    options = tiny.options(root, folder, CHANGES | {"optim.steps": 2, "run.resume": "auto"})
+    assert train.main(options) == 0
+    content = (folder / "checkpoints" / "best.ckpt").read_bytes()
+    tiny.write(root / "val.txt", (root / "val.txt").read_text().splitlines()[::-1])
+    caplog.clear()
+    assert train.main(options) == 0
+    assert "val pictures are others" not in caplog.text
+    assert (folder / "checkpoints" / "best.ckpt").read_bytes() == content
+
+
+def test_the_report_has_the_best_that_was_chosen_anew(tmp_path):
+    root, folder = tiny.make_set(tmp_path / "pictures"), tmp_path / "run"
+    changes = CHANGES | {"optim.steps": 4, "run.resume": "auto", "run.eval_every": 1}
+    assert train.main(tiny.options(root, folder, changes | {"optim.steps": 2})) == 0
+    log = folder / "log" / "metrics.csv"
+    rows = list(csv.reader(log.open(newline="")))
+    scored = rows[0].index("eval/mIoU")
+    first = next(row for row in rows[1:] if row[scored])
+    first[scored] = "0.99"
+    with log.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    tiny.write(root / "val.txt", (root / "val.txt").read_text().splitlines()[:-1])
+    assert train.main(tiny.options(root, folder, changes)) == 0
+    result = json.loads((folder / "result.json").read_text())["miou"]
+    assert f"{100 * result['best']:.2f}" in (folder / "report.html").read_text()
+    assert "99.00" not in (folder / "report.html").read_text()
+
+
+def test_what_is_the_background_now_is_told_of(root, tmp_path, capsys, monkeypatch):
+    """An older run of a class bg had none."""
+    folder = tmp_path / "run"
+    tiny.write(tmp_path / "classes.txt", ["bg", "disc", "square"])
+    changes = CHANGES | {"data.classes": tmp_path / "classes.txt", "optim.steps": 2, "run.resume": "auto"}
+    with monkeypatch.context() as patch:
+        patch.setattr("pseudoseg_fast.data.labels.BACKGROUNDS", ("background",))
+        assert train.main(tiny.options(root, folder, changes)) == 0
+    assert train.main(tiny.options(root, folder, changes)) == 2
+    assert "the background: class null there, 0 here; give --data.background null" in capsys.readouterr().err
+    changes |= {"optim.steps": 3, "data.background": "null"}
+    assert train.main(tiny.options(root, folder, changes)) == 0
 
 
 def test_other_classes_are_refused(root, whole, tmp_path, capsys):

@@ -136,7 +136,7 @@ def report_masks(
         report.warnings.append(
             f"0, the id of {classes[0]}, is in no mask: if ids count from 1, give --data.reduce_zero_label true"
         )
-    unscored = "they have no score, and count in no mean"
+    unscored = "they have no IoU, and count in no mean"
     for name, effect in (("labelled", "the network cannot learn them"), ("val", unscored)):
         absent = [label for label, count in zip(classes, pixels[name], strict=False) if not count]
         if scans[name] and absent and not (strange or others or drawn):

@@ -218,7 +218,11 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
     """
     path = find_file(path, root)
     names = [line.strip() for _, line in read_lines(path)]
-    if (start := _numbered(names)) is not None:
+    if (start := _numbered(names, r"\s")) is not None:
+        logger.warning(
+            "%s: the names of the classes have numbers, from %d, that count as parts of them", path, start
+        )
+    if (start := _numbered(names, r"\s*[:;,)]|\.\s")) is not None:
         raise DataError(
             f"{path} numbers its classes, {names[0]!r} first; expected names alone, one a line in the order of the "
             "mask ids from 0"
@@ -238,9 +242,14 @@ def read_classes(path: str | Path, root: str | Path | None = None) -> list[str]:
     return names
 
 
-def _numbered(names: Sequence[str]) -> int | None:
-    """Return 0 or 1 where every name begins with its own number, counted from there, as in "0: road"; else None."""
-    found = [re.match(r"(\d+)\s*[:,;.)\t ]\s*\S", name) for name in names]
+def _numbered(names: Sequence[str], end: str) -> int | None:
+    """Return 0 or 1 where every name begins with its own number, counted from there, as in "0: road"; else None.
+
+    Args:
+        names: of the classes.
+        end: regular expression of what comes after a number.
+    """
+    found = [re.match(rf"(\d+)(?:{end})\s*\S", name) for name in names]
     numbers = [int(match[1]) for match in found if match]
     for start in (0, 1):
         if len(names) > 1 and numbers == [*range(start, start + len(names))]:

@@ -187,6 +187,10 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
         names = names or listed
     elif tree.colors and not config.label_map and config.reduce_zero_label is None:
         colors = colors_of(tree.colors, names or ())
+    elif tree.colors:
+        logger.warning(
+            "the layout's colours are left out, since data.label_map or data.reduce_zero_label says that masks hold ids"
+        )
     if not names:
         raise DataError(
             f"expected the names of the classes, one a line in the order of their ids: put them into {root / CLASSES} "
@@ -303,9 +307,10 @@ def read_samples(
 
 def nothing_to_evaluate_on(config: DataConfig, root: Path) -> str:
     """Return that there are no val pictures, and how to come by them."""
+    labeled = f" --data.labeled {shlex.quote(config.labeled)}" if config.labeled else ""
     return (
         f"no pictures with masks to evaluate on below {root}; hold some out, python -m pseudoseg_fast.split "
-        f"--data.root {shlex.quote(config.root)} --val 5, or give --data.val LIST, a picture's name a line"
+        f"--data.root {shlex.quote(config.root)}{labeled} --val 5, or give --data.val LIST, a picture's name a line"
     )
 
 

@@ -55,10 +55,18 @@ def read(root: Path) -> Tree:
         _subsets(root) if exported else {name: [root / LISTS / f"{name}.txt"] for name in ("train", "val")}
     )
     train, val = ([name for path in lists[kind] for name in _ids(path, files)] for kind in ("train", "val"))
+    unmasked: list[str] = []
     if exported:  # which lists what nobody has drawn on yet, too
         train = [name for name in train if name in masks]
+        unmasked = [name for name in val if name in files and name not in masks]
+        val = [name for name in val if name not in unmasked]
     augmented = next((root / LISTS / name for name in AUGMENTED if (root / LISTS / name).is_file()), None)
-    known = {*train, *val, *(name for path in lists.get("other", ()) for name in _ids(path, files))}
+    known = {
+        *train,
+        *val,
+        *unmasked,
+        *(name for path in lists.get("other", ()) for name in _ids(path, files)),
+    }
     others = [name for name in (_ids(augmented, files) if augmented else sorted(files)) if name not in known]
     if missing := [name for name in [*train, *val, *others] if name not in files]:
         raise DataError(
@@ -80,6 +88,7 @@ def read(root: Path) -> Tree:
         [sample(name) for name in others],
         [sample(name) for name in val],
         sorted(path for name, path in masks.items() if name not in files),
+        unmasked=[sample(name) for name in unmasked],
         classes=list(colors) if exported else class_names("voc"),
         colors=colors,
     )
@@ -112,6 +121,8 @@ def _subsets(root: Path) -> dict[str, list[Path]]:
     """Return the lists of an export by what they are for; "other" are those of other subsets, such as Test."""
     lists: dict[str, list[Path]] = {"train": [], "val": [], "other": []}
     for path in sorted((root / LISTS).glob("*.txt")):
+        if path.name in (*AUGMENTED, "trainval.txt"):
+            continue
         kinds = [kind for kind, names in SUBSETS.items() if path.stem.lower() in names]
         lists[kinds[0] if kinds else "other"].append(path)
     return lists
