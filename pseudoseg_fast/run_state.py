@@ -88,7 +88,7 @@ def restore_state(trainer: Trainer, path: Path, state: dict[str, Any]) -> None:
     if "data.short_side" in changes and trainer.fabric.is_global_zero:
         logger.warning(
             "data.short_side decides at which size val pictures are scored, too: scores do not compare with those from "
-            "here on; the best is chosen anew, and the former one kept as former-best.ckpt"
+            "here on"
         )
     if trainer.fabric.is_global_zero:
         warn_of_other_lists(trainer.lists, path, state.get("lists", {}))  # older checkpoints have none
@@ -152,8 +152,7 @@ def warn_of_other_lists(ours: dict[str, str], path: Path, theirs: dict[str, str]
         )
     if "val, sorted" in others:
         logger.warning(
-            "the val pictures are others than when %s was written: scores do not compare with those from here on; the "
-            "best is chosen anew, and the former one kept as former-best.ckpt",
+            "the val pictures are others than when %s was written: scores do not compare with those from here on",
             path,
         )
 

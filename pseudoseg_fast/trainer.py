@@ -458,5 +458,7 @@ class Trainer:
         except ValueError as error:
             logger.warning("%s; the best is chosen anew", error)
             return None, False
-        alike = scored_alike(state, self.lists, self.config.data)
-        return (state["best"] if alike else None), not alike
+        if scored_alike(state, self.lists, self.config.data):
+            return state["best"], False
+        logger.warning("the best is chosen anew, and the one so far is kept as %s", FORMER_BEST)
+        return None, True

@@ -5,6 +5,8 @@ import yaml
 
 from pseudoseg_fast import config as configuration
 from pseudoseg_fast.config import (
+    ADDED,
+    PRESET_FOLDER,
     Config,
     RunConfig,
     choose_accelerator,
@@ -203,6 +205,11 @@ def test_bad_files_say_what_is_wrong(capsys, tmp_path, text, expected):
 def test_presets_that_do_not_do_what_they_seem_to_are_told_of(arguments, expected):
     hint = preset_hint([*DATA, *arguments])
     assert hint == expected or expected in hint
+
+
+def test_presets_that_are_added_to_others_say_so():
+    heads = {name: (PRESET_FOLDER / f"{name}.yaml").read_text().split("\n\n")[0][:300] for name in presets()}
+    assert sorted(name for name, head in heads.items() if "to be given after" in head.lower()) == [*ADDED]
 
 
 def test_a_run_that_needs_no_unlabelled_pictures_may_leave_them_out():
