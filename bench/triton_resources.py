@@ -22,6 +22,7 @@ from pseudoseg_fast.backends.triton import import_kernels
 import_kernels()
 from pseudoseg_fast.kernels import (  # noqa: E402
     compilation,
+    depthwise,
     fuse_predictions,
     pseudo_label,
     refine_cam_backward,
@@ -69,6 +70,13 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
                 plan = fuse_predictions.plan(decoder, cam, (513, 513), 0.5, temperature, norm, False)
                 for launch in plan.launches:
                     yield f"logits {logits}, C {classes}, norm {norm}, T {temperature}", launch
+    for dtype in ("bfloat16",) if small else _DTYPES:
+        for taps in (3, 5):
+            input, weight = _meta(8, 33, 33, 1152, dtype=dtype), _meta(1152, 1, taps, taps, dtype=dtype)
+            geometry = ((1, 1), (taps - 1,) * 2, (2, 2))
+            backward = depthwise.plan_backward(input, input, weight, *geometry, True, True)
+            for launch in (*depthwise.plan(input, weight, None, *geometry).launches, *backward.launches):
+                yield f"maps {dtype}, {taps} x {taps} taps", launch
 
 
 def _attention_cases(

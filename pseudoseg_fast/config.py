@@ -221,10 +221,10 @@ class RunConfig:
         sync_batchnorm: batch norms take statistics over the pictures of all processes; auto does so on GPUs.
         compile: compile the network with torch.compile, which takes a minute or more before the first step; evaluation,
             whose pictures may be of many sizes, stays eager.
-        cuda_graphs: record the passes of a step as CUDA graphs, so that a GPU need not wait for launches: on one GPU,
-            without compile, in 32-true or bf16-mixed. A network that draws on the CPU or waits for the device is left
-            as it is; one whose Python code does something else at every pass must not be recorded, since only what it
-            gave the device is repeated.
+        cuda_graphs: record the passes of a step as CUDA graphs, so that a GPU need not wait for launches; auto does so
+            where it can: on one GPU, without compile, in 32-true or bf16-mixed. A network that draws on the CPU or
+            waits for the device is left as it is; one whose Python code does something else at every pass needs false,
+            since only what it gave the device is repeated.
         nonfinite: what a NaN or infinite loss or gradient, or a loss above 10 000, does: stop the run, or skip the
             step, which waits for the device at every step.
     """
@@ -243,7 +243,7 @@ class RunConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     sync_batchnorm: Literal["auto"] | bool = "auto"
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: Literal["auto"] | bool = "auto"
     nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:

@@ -168,8 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
                 precision=config.run.precision,
             )
             network.to(fabric.device).to(memory_format=torch.channels_last)
-            if fabric.device.type == "cpu":
-                use_depthwise_kernels(network)
+            use_depthwise_kernels(network, fabric.device)
             with fabric.autocast():
                 loader = val_loader(options.data, data, config.model.in_channels)
                 scores = evaluate(network, loader, data.classes, align_corners=config.method.align_corners)

@@ -289,12 +289,12 @@ def records(config: Config, fabric: Fabric) -> bool:
     run = config.run
     alone = fabric.device.type == "cuda" and fabric.world_size == 1
     possible = alone and not run.compile and run.precision != "16-mixed"
-    if run.cuda_graphs and not possible:
+    if run.cuda_graphs is True and not possible:
         logger.warning(
             "run.cuda_graphs is for one process with a GPU, without run.compile and in 32-true or bf16-mixed: passes "
             "are launched one by one"
         )
-    return run.cuda_graphs and possible
+    return possible and run.cuda_graphs is not False
 
 
 def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:

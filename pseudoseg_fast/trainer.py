@@ -158,8 +158,7 @@ class Trainer:
             if self.fabric.is_global_zero:
                 logger.log(logging.WARNING if start.changed or not start.kept else logging.INFO, "%s", start)
         network.to(memory_format=torch.channels_last)
-        if self.fabric.device.type == "cpu":
-            use_depthwise_kernels(network)
+        use_depthwise_kernels(network, self.fabric.device)
         if self.fabric.world_size > 1:
             freeze_unused(network, self.config.data.crop_size)
         sync = self.config.run.sync_batchnorm

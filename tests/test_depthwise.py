@@ -1,11 +1,11 @@
 """The convolution of each channel with a filter of its own, against PyTorch's in float64."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from convolving import CASES, check, draw, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
@@ -14,64 +14,20 @@ from pseudoseg_fast import functional
 from pseudoseg_fast.depthwise import DepthwiseConv2d, use_depthwise_kernels
 from pseudoseg_fast.network import Network
 
-ROOT = Path(functional.__file__).resolve().parents[1]
-
-CASES = {
-    "plain": ((2, 19, 9, 7), (3, 3), {"padding": (1, 1)}),
-    "dilated on a small map": ((1, 16, 8, 8), (5, 5), {"padding": (4, 4), "dilation": (2, 2)}),
-    "taps that never meet the map": ((2, 5, 8, 8), (3, 3), {"padding": (12, 12), "dilation": (12, 12)}),
-    "strided, each axis its own": ((2, 33, 12, 17), (5, 3), {"stride": (2, 3), "padding": (2, 0)}),
-    "stride over dilated taps": ((1, 4, 20, 21), (3, 3), {"stride": (2, 2), "dilation": (3, 1)}),
-    "more taps than are unrolled": ((2, 17, 21, 23), (11, 9), {"padding": (5, 4)}),
-    "even filter": ((1, 8, 6, 5), (2, 4), {"padding": (1, 2)}),
-    "padding beyond the filter": ((1, 8, 6, 6), (3, 3), {"padding": (5, 4)}),
-    "one pixel": ((3, 8, 1, 1), (3, 3), {"padding": (1, 1)}),
-    "bands of rows": ((1, 40, 90, 41), (3, 3), {"padding": (1, 1), "stride": (2, 1)}),
-    "a stride beyond the map": ((2, 8, 5, 6), (3, 3), {"stride": (1, 2**33)}),
-    "no picture": ((0, 8, 4, 4), (3, 3), {}),
-}
-
-
-def draw(shape, filter_size, dtype):
-    channels = shape[1]
-    input = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(channels, 1, *filter_size, dtype=dtype)
-    return [tensor.requires_grad_() for tensor in (input, weight, torch.randn(channels, dtype=dtype))]
-
-
-def with_gradients(run, tensors, upstream=None):
-    """Return result and gradients; ``upstream`` is by default the sine of the result's index."""
-    output = run(*tensors)
-    return [output, *torch.autograd.grad(output, tensors, sines(output) if upstream is None else upstream)]
-
-
-def sines(output):
-    return torch.arange(output.numel(), dtype=output.dtype).sin().view(output.shape)
-
-
-def check(shape, filter_size, options, dtype):
-    """Compare with float64 to within a few roundings of the sum of the terms' magnitudes."""
-
-    def truth_of(tensors, upstream):
-        doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
-        return with_gradients(lambda *given: conv2d(*given, groups=shape[1], **options), doubles, upstream)
-
-    tensors = draw(shape, filter_size, dtype)
-    actual = with_gradients(
-        lambda *given: functional.depthwise_conv2d(*given, **options, backend="cpp"), tensors
-    )
-    upstream = sines(actual[0]).double()
-    truth = truth_of(tensors, upstream)
-    magnitudes = truth_of([tensor.abs() for tensor in tensors], upstream.abs())
-    for one, other, magnitude in zip(actual, truth, magnitudes, strict=True):
-        assert one.dtype == dtype
-        assert ((one.double() - other).abs() <= 16 * torch.finfo(dtype).eps * magnitude).all()
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_values_and_gradients(case, dtype):
     check(*CASES[case], dtype)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_values_and_gradients_on_a_gpu(case, dtype):
+    check(*CASES[case], dtype, backend="triton", device="cuda")
 
 
 @settings(max_examples=60, deadline=None)
@@ -202,7 +158,7 @@ def test_a_network_computes_and_learns_the_same_with_the_kernels():
     plain = network()
     fast = copy.deepcopy(plain)
     assert (
-        use_depthwise_kernels(fast)
+        use_depthwise_kernels(fast, CPU)
         == sum(isinstance(module, DepthwiseConv2d) for module in fast.modules())
         > 2
     )
@@ -227,7 +183,7 @@ def test_other_convolutions_stay_as_they_are():
         torch.nn.Conv2d(4, 4, 5, groups=4, padding="same"),
         torch.nn.Conv2d(4, 4, 5, groups=4, padding=1, padding_mode="reflect"),
     )
-    assert use_depthwise_kernels(other) == 0
+    assert use_depthwise_kernels(other, CPU) == 0
     assert all(type(module) is torch.nn.Conv2d for module in other)
 
 
@@ -236,23 +192,41 @@ def test_under_autocast_pytorch_convolves():
     images = torch.randn(1, 4, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = module(images)
-        assert use_depthwise_kernels(module) == 1
+        assert use_depthwise_kernels(module, CPU) == 1
         assert torch.equal(module(images), expected)
     assert module(images).dtype == torch.float32
+
+
+@pytest.mark.cuda
+def test_under_autocast_on_a_gpu_the_kernels_convolve_in_half_precision():
+    made = torch.nn.Sequential(torch.nn.Conv2d(24, 24, 3, groups=24, dilation=2, padding=2)).cuda()
+    other = torch.nn.Sequential(torch.nn.Conv2d(24, 24, 5, groups=24)).cuda()
+    images = torch.randn(2, 24, 16, 16, device="cuda")
+    results = []
+    for _ in "pytorch", "ours":
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            output = made(images)
+        assert output.dtype == torch.bfloat16
+        results.append([output.float(), *torch.autograd.grad(output.float().sum(), made.parameters())])
+        assert use_depthwise_kernels(made, images.device) == 1
+    assert use_depthwise_kernels(other, images.device) == 0
+    for one, expected in zip(*results, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_what_is_no_batch_on_the_cpu_is_left_to_pytorch():
     module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4, dilation=2))
     image = torch.randn(4, 6, 6)
     expected = module(image)
-    use_depthwise_kernels(module)
+    use_depthwise_kernels(module, CPU)
     assert torch.equal(module(image), expected)
     assert module.to("meta")(torch.empty(2, 4, 6, 6, device="meta")).shape == (2, 4, 2, 2)
 
 
 def test_compiles():
     module = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 5, groups=4, padding=2))
-    use_depthwise_kernels(module)
+    use_depthwise_kernels(module, CPU)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for images in (torch.randn(2, 4, 6, 5), torch.randn(3, 4, 6, 5)):
         expected = torch.autograd.grad(module(images).square().sum(), module.parameters())

@@ -59,21 +59,14 @@ class FusedLabel {
 
  private:
   __device__ __forceinline__ void sharpen(const Group& group) {
-    const T least = log2_of(least_);
-    T most[1] = {least};
+    T most[1] = {T(-2000)};  // below every logarithm, yet a number
     decoder_.each([&](int k) {
-      share_[k] = log2_of(share_[k] < least_ ? least_ : share_[k]);  // NaN stays NaN
+      share_[k] = log2_of(share_[k]);  // of a class that is ruled out, and of one that is not there, -inf
       most[0] = share_[k] > most[0] ? share_[k] : most[0];
     });
     group.max(most);
-    // A class that is ruled out has the least logarithm: its root, for a temperature above 1, would be a share.
-    decoder_.each([&](int k) {
-      const bool none = !decoder_.has(k) || share_[k] <= least;
-      share_[k] = none ? T(0) : exp2_of((share_[k] - most[0]) * fusion_.inverse_temperature);
-    });
+    decoder_.each([&](int k) { share_[k] = exp2_of((share_[k] - most[0]) * fusion_.inverse_temperature); });
   }
-
-  static constexpr T least_ = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.3e-308);  // the least normal number
 
   const Fusion<T>& fusion_;
   Column<T> decoder_, cam_;

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pseudoseg_fast.backends import convolution
+from pseudoseg_fast.backends.derivatives import no_second_derivative
 from pseudoseg_fast.build import BuildError, switched_off
 from pseudoseg_fast.reference import NORM_EPS, Size, compute_dtype, dice_of_sums
 
@@ -62,14 +64,7 @@ def _register() -> None:
     torch.library.register_autograd(
         "pseudoseg_fast::class_sums_backward", partial(no_second_derivative, "dice_loss")
     )
-    torch.library.register_fake("pseudoseg_fast::depthwise_conv2d", _fake_depthwise_conv2d)
-    torch.library.register_fake("pseudoseg_fast::depthwise_conv2d_backward", _fake_depthwise_backward)
-    torch.library.register_autograd(
-        "pseudoseg_fast::depthwise_conv2d", _depthwise_backward, setup_context=_save_depthwise
-    )
-    torch.library.register_autograd(
-        "pseudoseg_fast::depthwise_conv2d_backward", partial(no_second_derivative, "depthwise_conv2d")
-    )
+    convolution.register("pseudoseg_fast")
 
 
 def soft_cross_entropy(
@@ -192,21 +187,7 @@ def predict_labels(logits: Tensor, size: Size, *, align_corners: bool = False) -
     return torch.ops.pseudoseg_fast.predict_labels(logits.detach(), size[0], size[1], align_corners)
 
 
-def depthwise_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """See ``functional.depthwise_conv2d``."""
-    last = input.permute(0, 2, 3, 1)
-    output: Tensor = torch.ops.pseudoseg_fast.depthwise_conv2d(
-        last, weight, bias, list(stride), list(padding), list(dilation)
-    )
-    return output.permute(0, 3, 1, 2)
+depthwise_conv2d = partial(convolution.depthwise_conv2d, "pseudoseg_fast")
 
 
 def _wants_gradient(logits: Tensor, reduction: str) -> bool:
@@ -378,53 +359,3 @@ def _class_sums_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, labels = ctx.saved_tensors
     gradient = torch.ops.pseudoseg_fast.class_sums_backward(grad, logits, labels, *ctx.options)
     return gradient.to(logits.dtype), None, None, None
-
-
-def _fake_depthwise_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    _: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
-    sides = [
-        (input.shape[1 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-        for i in (0, 1)
-    ]
-    return input.new_empty((input.shape[0], *sides, input.shape[3]))
-
-
-def _fake_depthwise_backward(
-    _: Tensor, input: Tensor, weight: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor]:
-    of_input, of_weight = arguments[-2:]
-    return input.new_empty(input.shape if of_input else (0,)), weight.new_empty(
-        weight.shape if of_weight else (0,)
-    )
-
-
-def _save_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, *ctx.geometry = inputs
-    ctx.save_for_backward(input, weight)
-
-
-def no_second_derivative(function: str, ctx: Any, *_: Tensor) -> None:
-    """Stand for the derivative of a backward pass; raises RuntimeError."""
-    raise RuntimeError(f"the kernels of {function} have no second derivative; use backend='eager'")
-
-
-def _depthwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight = ctx.saved_tensors
-    of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
-    to_input, to_weight = torch.ops.pseudoseg_fast.depthwise_conv2d_backward(
-        grad, input, weight, *ctx.geometry, of_input, of_weight
-    )
-    return (
-        to_input if of_input else None,
-        to_weight if of_weight else None,
-        grad.sum((0, 1, 2)) if of_bias else None,
-        None,
-        None,
-        None,
-    )

@@ -1,7 +1,7 @@
-"""Run attention, fusion and the whole pseudo label on NVIDIA GPUs with the Triton kernels of ``kernels/``.
+"""Run attention, fusion, the whole pseudo label and depthwise convolutions on NVIDIA GPUs with Triton.
 
-With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly. Triton is imported at the first question whether
-this backend can run. Launches go to the current stream and never wait for the device.
+The kernels are those of ``kernels/``. With TRITON_INTERPRET=1 the same run on CPU tensors, slowly. Triton is imported
+at the first question whether this backend can run. Launches go to the current stream and never wait for the device.
 """
 
 import importlib.util
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pseudoseg_fast.backends.native import no_second_derivative
+from pseudoseg_fast.backends import convolution
+from pseudoseg_fast.backends.derivatives import no_second_derivative
 from pseudoseg_fast.reference import Size
 
-FUNCTIONS = ("fuse_predictions", "pseudo_label", "refine_cam")
+FUNCTIONS = ("depthwise_conv2d", "fuse_predictions", "pseudo_label", "refine_cam")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool)
 _MAX_DEPTH = 256
@@ -55,9 +56,9 @@ def slowness(function: str, tensors: Sequence[Tensor]) -> str:
 def _size_reason(function: str, tensors: Sequence[Tensor]) -> str:
     """Tell what is larger than a tile of the kernels can be."""
     sizes = {}
-    if function != "fuse_predictions":
+    if function in ("refine_cam", "pseudo_label"):
         sizes["channels of query"] = (tensors[0].shape[2], _MAX_DEPTH)
-    if function != "refine_cam":
+    if function in ("fuse_predictions", "pseudo_label"):
         sizes["classes"] = (tensors[3 if function == "pseudo_label" else 0].shape[1], _MAX_CLASSES)
     for name, (size, limit) in sizes.items():
         if not 1 <= size <= limit:
@@ -199,6 +200,9 @@ def pseudo_label(
     )
 
 
+depthwise_conv2d = partial(convolution.depthwise_conv2d, "pseudoseg_triton")
+
+
 class _RefineCam(torch.autograd.Function):
     """The derivative of refine_cam in eager mode, where a registered one would cost more per call."""
 
@@ -234,6 +238,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _SCHEMAS = {
+    **convolution.SCHEMAS,
     "refine_cam": (
         "(Tensor query, Tensor key, Tensor cam, Tensor? mask, float scale, bool keep) -> (Tensor, Tensor, Tensor)"
     ),
@@ -260,6 +265,8 @@ def _register() -> None:
         "refine_cam_backward": _run_refine_cam_backward,
         "fuse_predictions": _run_fuse_predictions,
         "pseudo_label": _run_pseudo_label,
+        "depthwise_conv2d": lambda *args: _part("depthwise").plan(*args).run()[0],
+        "depthwise_conv2d_backward": _run_depthwise_backward,
     }
     fake: dict[str, Callable[..., Any]] = {
         "refine_cam": _fake_refine_cam,
@@ -271,7 +278,9 @@ def _register() -> None:
         qualified = f"pseudoseg_triton::{name}"
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, ("cpu", "cuda"), run[name])
-        torch.library.register_fake(qualified, fake[name])
+        if name in fake:
+            torch.library.register_fake(qualified, fake[name])
+    convolution.register("pseudoseg_triton")
     torch.library.register_autograd(
         "pseudoseg_triton::refine_cam", _registered_backward, setup_context=_setup_context
     )
@@ -292,6 +301,15 @@ def _run_fuse_predictions(decoder: Tensor, cam: Tensor, height: int, width: int,
 def _run_pseudo_label(*args: Any) -> Tensor:
     height, width = args[8:10]
     return _part("pseudo_label").plan(*args[:8], (height, width), *args[10:]).run()[0]
+
+
+def _run_depthwise_backward(
+    upstream: Tensor, input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    gradient, partial_sums = _part("depthwise").plan_backward(upstream, input, weight, *arguments).run()
+    if not arguments[-1]:
+        return gradient, weight.new_empty((0,))
+    return gradient, partial_sums.sum(0).T.contiguous().view(weight.shape).to(weight.dtype)
 
 
 def _fake_refine_cam(

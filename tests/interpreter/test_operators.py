@@ -21,6 +21,15 @@ def operator_calls():
     label = (query, key, torch.rand(1, 2, 2, 2), decoder, torch.eye(3), torch.zeros(3), True, mask)
     label = tuple(value.detach() if isinstance(value, torch.Tensor) else value for value in label)
     yield ops.pseudo_label.default, (*label, 7, 4, 0.5, 0.5, "none", True)
+    maps, filters = torch.randn(2, 7, 6, 5), torch.randn(5, 1, 3, 2)
+    geometry = ([2, 1], [1, 2], [1, 2])
+    given = (maps.requires_grad_(), filters.requires_grad_(), torch.randn(5).requires_grad_())
+    yield ops.depthwise_conv2d.default, (*given, *geometry)
+    upstream = ops.depthwise_conv2d(*given, *geometry).detach()
+    yield (
+        ops.depthwise_conv2d_backward.default,
+        (upstream, maps.detach(), filters.detach(), *geometry, True, True),
+    )
 
 
 def test_operators_pass_opcheck(monkeypatch):
@@ -70,7 +79,7 @@ def test_refuses_what_it_cannot_run():
     many = torch.zeros(1, 1025, 1, 1)
     with pytest.raises(RuntimeError, match="1 to 1024 classes, got 1025"):
         functional.fuse_predictions(many, many, backend="triton")
-    with pytest.raises(RuntimeError, match="it has kernels for fuse_predictions"):
+    with pytest.raises(RuntimeError, match="it has kernels for depthwise_conv2d"):
         functional.predict_labels(many, (1, 1), backend="triton")
 
 

@@ -1,0 +1,44 @@
+"""depthwise_conv2d of the Triton kernels against PyTorch's in float64."""
+
+import pytest
+import torch
+from convolving import CASES, check, draw, with_gradients
+
+from pseudoseg_fast import functional
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(case):
+    check(*CASES[case], torch.float32, backend="triton")
+
+
+def test_half_precision():
+    for dtype in (torch.float16, torch.bfloat16):
+        check((2, 24, 9, 8), (3, 3), {"padding": (2, 2), "dilation": (2, 2)}, dtype, backend="triton")
+
+
+def test_several_runs_of_pixels_and_blocks_of_channels():
+    check((2, 70, 17, 18), (3, 1), {"padding": (3, 0), "dilation": (3, 1)}, torch.float32, backend="triton")
+
+
+def test_gradients_that_nobody_wants_are_not_made():
+    input, weight, _ = draw((1, 4, 5, 5), (3, 3), torch.float32)
+    for wanted in (input, weight):
+        for tensor in (input, weight):
+            tensor.grad = None
+            tensor.requires_grad_(tensor is wanted)
+        functional.depthwise_conv2d(input, weight, backend="triton").sum().backward()
+        assert [tensor.grad is not None for tensor in (input, weight)] == [
+            tensor is wanted for tensor in (input, weight)
+        ]
+
+
+def test_maps_whose_channels_lie_apart():
+    tensors = draw((2, 5, 7, 6), (3, 3), torch.float32)
+    apart = [tensors[0].detach().contiguous().requires_grad_(), *tensors[1:]]
+    results = [
+        with_gradients(lambda *given: functional.depthwise_conv2d(*given, backend="triton"), given)
+        for given in (tensors, apart)
+    ]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
