@@ -163,6 +163,16 @@ def floors() -> list[list[str]]:
     return rows
 
 
+def depthwise_gpu() -> list[list[str]]:
+    """Return parts of depthwise convolutions against PyTorch on a GPU."""
+    rows = [["layer", "part", "channels-last ms", "others ms", "Triton ms", "times faster than the better"]]
+    for row in results("gpu/depthwise")["parts"]:
+        times = [row[name] for name in ("channels-last", "others", "kernels")]
+        ratio = min(times[:2]) / times[2]
+        rows.append([row["layer"], row["part"], *(f"{ms:.3f}" for ms in times), f"{ratio:.1f}"])
+    return rows
+
+
 def depthwise() -> list[list[str]]:
     """Return depthwise convolutions against PyTorch on the CPU."""
     rows = [["layer", "eager ms", "compile ms", "C++ ms", "times faster than the better", "times the floor"]]
@@ -291,6 +301,7 @@ TABLES: dict[str, Table] = {
     "kernels-label": partial(kernels, "voc_label"),
     "floors": floors,
     "depthwise": depthwise,
+    "depthwise-gpu": depthwise_gpu,
     "steps": steps,
     "onnx": onnx,
     "protocols": protocols,

@@ -35,7 +35,10 @@ SHARED_KIB = {80: 99, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 8.0 has 163. It is held to the 99 of 8.6 and 8.9, for which the compiler makes the same of a kernel.
 """
 
-SPILLS = {"attend_project_kernel", "grad_query_kernel", "grad_key_cam_kernel", "refine_cam_kernel"}
+SPILLS = {
+    *("attend_project_kernel", "grad_query_kernel", "grad_key_cam_kernel", "refine_cam_kernel"),
+    "filter_kernel",
+}
 SPILL_BYTES = 448
 """What these kernels may spill of a thread's registers; others nothing.
 
