@@ -39,7 +39,7 @@ CARD = 80 * 10**9
 FILL = 0.7
 """Share of it that the counted memory may take."""
 RATE = 101e12
-"""Operations a second: those of voc12's passes of 16 + 16 pictures on an H200, 13.5 TFLOP in 133 ms (bench/results/gpu).
+"""Operations a second: of voc12's passes of 16 + 16 pictures on an H200, 13.5 TFLOP in 133 ms (bench/results/gpu).
 
 That is a tenth of the card's dense bf16 peak; ViTs, with fewer and larger products, may come to more.
 """

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .launch import Config, Launch, Plan
 
-# Of 8 tiles of the first and 32 of the second on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json)
-# the fastest, and what three layers were all timed with: others of the second are up to a quarter faster in one of them.
+# Of 8 tiles on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json) the first is the fastest; of 32
+# the second is what all layers were timed with, where others are up to a quarter faster in one of them.
 CONVOLVE = Config(rows=16, columns=128, warps=4, stages=1)
 """Pixels and channels of a program."""
 FILTER = Config(rows=32, columns=64, warps=4, stages=1)

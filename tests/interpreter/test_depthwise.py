@@ -7,18 +7,22 @@ from convolving import CASES, check, draw, with_gradients
 
 from pseudoseg_fast import functional
 
-
 LARGE = ("more taps than are unrolled", "bands of rows")  # for the interpreter
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in LARGE])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_values_and_gradients(case, dtype):
-    check(*CASES[case], dtype, backend="triton")
+def test_values_and_gradients(case):
+    check(*CASES[case], torch.float32, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_half_precision(dtype):
+    for case in ("taps that never meet the map", "stride over dilated taps"):
+        check(*CASES[case], dtype, backend="triton")
 
 
 def test_several_runs_of_pixels_and_blocks_of_channels():
-    check((2, 150, 17, 18), (3, 1), {"padding": (3, 0), "dilation": (3, 1)}, torch.float32, backend="triton")
+    check((1, 150, 17, 18), (3, 1), {"padding": (3, 0), "dilation": (3, 1)}, torch.float32, backend="triton")
 
 
 def test_gradients_that_nobody_wants_are_not_made():
