@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -181,6 +181,8 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
         names = read_classes(root / CLASSES)
         if tree.classes is not None and names != [*tree.classes]:
             logger.info("the %d classes are those of %s, not the layout's", len(names), root / CLASSES)
+    if tree.drawn and names and not config.label_map and config.reduce_zero_label is None:
+        tree = by_name(tree, names)
     colors: dict[Color, int] = {}
     if config.color_map:
         colors, listed = read_color_map(config.color_map, root, names)
@@ -203,6 +205,30 @@ def read_labels(config: DataConfig, root: Path, tree: Tree) -> tuple[list[str], 
             + ", in the order of the ids (in masks drawn in black and white the black one is 0)"
         )
     return list(names), conversion(config, root, tree, len(names), colors)
+
+
+def by_name(tree: Tree, names: Sequence[str]) -> Tree:
+    """Return a tree whose masks were drawn with ids of its own, for classes of these names.
+
+    As many names as the layout has, but others, are new names of its classes, in their order.
+
+    Raises:
+        DataError: classes of the layout are missing.
+    """
+    assert tree.classes is not None
+    missing = [name for name in tree.classes if name not in names]
+    if missing and len(names) != len(tree.classes):
+        raise DataError(
+            f"the annotations are of the classes {', '.join(tree.classes)}, and the {len(names)} given ones lack "
+            f"{', '.join(missing)}: name all of them, in any order, or say with --data.label_map what becomes of each"
+        )
+    if missing:
+        return tree
+    return replace(
+        tree,
+        classes=names,
+        label_map={index: names.index(name) for index, name in enumerate(tree.classes)},
+    )
 
 
 def colors_of(colors: Mapping[str, Color], names: Sequence[str]) -> dict[Color, int]:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from pseudoseg_fast.data.layouts import ade20k, cityscapes, coco, folder, mmseg, voc
+from pseudoseg_fast.data.layouts import ade20k, cityscapes, coco, folder, labelme, mmseg, voc
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError
 
@@ -21,6 +21,7 @@ LAYOUTS: dict[str, ModuleType] = {
     "ade20k": ade20k,
     "mmseg": mmseg,
     "coco": coco,
+    "labelme": labelme,
     "folder": folder,
 }
 """In the order in which they are tried: what could be taken for another comes first."""

@@ -16,11 +16,12 @@ are COCO's own, and none otherwise.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pseudoseg_fast.data.layouts import coco_json
 from pseudoseg_fast.data.layouts.tree import Pairs, Tree, class_names, first_folder, pair, together
-from pseudoseg_fast.data.lists import DataError
+from pseudoseg_fast.data.lists import DataError, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,15 @@ def read(root: Path) -> Tree:
         held_out.labeled,
         unmasked=held_out.unlabeled,
         classes=classes if known.labeled or not val_classes else val_classes,
+        drawn=_is_drawn(root, [*known.labeled, *held_out.labeled]),
         label_map=FROM_STUFF if (root / STUFF_MAPS).is_dir() else {},
         map_only=f"*/{STUFF_MAPS}/*",
     )
+
+
+def _is_drawn(root: Path, samples: Sequence[Sample]) -> bool:
+    """Say whether the masks are drawn from annotation files, and so not below the root."""
+    return any(sample.mask is not None and root not in sample.mask.parents for sample in samples)
 
 
 def _folder(root: Path, split: str) -> Path | None:

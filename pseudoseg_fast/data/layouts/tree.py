@@ -24,6 +24,8 @@ class Tree:
         orphans: masks without a picture.
         unmasked: pictures to evaluate on whose masks are missing.
         classes: names of the classes, where the layout knows them.
+        drawn: the masks were drawn with the ids of ``classes``; where others say what the classes are, these are found
+            by name.
         colors: colour (r, g, b) of each class in the mask files, where these hold colours.
         label_map: ids in the mask files to class ids, see :class:`~pseudoseg_fast.data.labels.Labels`.
         map_only: shell pattern of the masks that ``label_map`` is for.
@@ -37,6 +39,7 @@ class Tree:
     orphans: list[Path] = field(default_factory=list)
     unmasked: Sequence[Sample] = ()
     classes: Sequence[str] | None = None
+    drawn: bool = False
     colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     label_map: Mapping[int, int] = field(default_factory=dict)
     map_only: str = "*"
