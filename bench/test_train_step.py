@@ -117,7 +117,7 @@ def median_seconds(call: Callable[[], object]) -> float:
 def test_step(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, run: str, loop: str
 ) -> None:
-    """Time the network, the loss path and whole steps of a run, and measure the peak of memory of a step."""
+    """Time the network, the loss path and whole steps of a run, and measure the peak of memory of a launched step."""
     config = configuration(run, loop, device, tmp_path)
     keep_freed_memory()  # as training does
     if loop == "eager" or loop.startswith("research"):

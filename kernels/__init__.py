@@ -7,7 +7,7 @@
 | logit_scale | the norm of upsampled maps by the 9-point stencil, and the batch norm before it | part of the next two |
 | fuse_predictions | two maps upsampled, softmaxed, mixed, sharpened, written once | 2; 1 for norms pixel and none |
 | pseudo_label | attention, projection, batch norm and fusion | 3; 4 above 32 channels of cam |
-| depthwise | convolutions of single channels, with dilation | 1; 2 for the gradients |
+| depthwise | convolutions of single channels, with dilation | 1; 2 for the gradients, whose sums PyTorch adds up |
 
 ``attention``, ``bilinear`` and ``batch_norm`` hold what several kernels share, ``launch`` what every launcher uses;
 ``compilation`` compiles a launch for a named architecture without a GPU, and ``machine_code`` looks for a fault in it.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .launch import Config, Launch, Plan
 
-# Of 8 tiles on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json) the first is the fastest; of 32
-# the second is what all layers were timed with, where others are up to a quarter faster in one of them.
+# Of 8 tiles on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json) the first is the fastest of nearly
+# all layers; of 32 the second is what all were timed with, where others are up to a quarter faster in one.
 CONVOLVE = Config(rows=16, columns=128, warps=4, stages=1)
 """Pixels and channels of a program."""
 FILTER = Config(rows=32, columns=64, warps=4, stages=1)
@@ -247,8 +247,8 @@ def _convolve(
         _convolve_kernel,
         programs,
         {
-            **{"input": input.contiguous(), "weight": weight.contiguous(), "bias": bias, "output": output},
-            **{"channels": channels},
+            **{"input": input.contiguous(), "weight": weight.contiguous(), "output": output},
+            **{"bias": None if bias is None else bias.contiguous(), "channels": channels},
             **geometry,
         },
         {

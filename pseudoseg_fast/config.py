@@ -224,9 +224,10 @@ class RunConfig:
         compile: compile the network with torch.compile, which takes a minute or more before the first step; evaluation,
             whose pictures may be of many sizes, stays eager.
         cuda_graphs: record the passes of a step as CUDA graphs, so that a GPU need not wait for launches; auto does so
-            where it can: on one GPU, without compile, in 32-true or bf16-mixed. A network that draws on the CPU or
-            waits for the device is left as it is; one whose Python code does something else at every pass needs false,
-            since only what it gave the device is repeated.
+            on one GPU, without compile, in 32-true or bf16-mixed. A network that is seen to draw on the CPU or to wait
+            for the device is left as it is, others that cannot be recorded end the run at its first steps, and ask for
+            false. So does, by itself, one whose Python code does something else at every pass: only what it gave the
+            device is repeated.
         nonfinite: what a NaN or infinite loss or gradient, or a loss above 10 000, does: stop the run, or skip the
             step, which waits for the device at every step.
     """

@@ -20,13 +20,19 @@ class DepthwiseConv2d(nn.Conv2d):
         if device not in ("cpu", "cuda") or input.dim() != 4 or (amp and device == "cpu"):
             return super()._conv_forward(input, weight, bias)
         if amp:
-            dtype = torch.get_autocast_dtype(device)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            input, weight = _cast(input), _cast(weight)
+            bias = None if bias is None else _cast(bias)
         assert not isinstance(self.padding, str)
         return functional.depthwise_conv2d(
             input, weight, bias, stride=self.stride, padding=self.padding, dilation=self.dilation
         )
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    """Return a tensor as autocast would give it to a convolution; float64 it leaves alone."""
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def use_depthwise_kernels(network: nn.Module, device: torch.device) -> int:

@@ -90,7 +90,8 @@ def fuse_predictions(
         cam_logits: m, [B, C, h2, w2].
         size: label size (H, W); None for (h, w).
         gamma: share of the decoder in [0, 1]; 1 is the decoder alone, 0 SGC alone.
-        temperature: T > 0. Where it is neither 1 nor 0.5, C++ and CUDA take probabilities below 2^-125 for zero.
+        temperature: T > 0. Where it is neither 1 nor 0.5, C++ takes probabilities of 2^-125 and less for
+            zero, and CUDA those below 2^-126.
         norm: the scale s of both maps is ``rsqrt(mean(up(p)^2, up(m)^2) + 1e-8)``, the mean being over the
             ``"batch"`` or each ``"image"``; ``"pixel"`` takes the sum over the 2C logits of each pixel in place of
             the mean; ``"none"`` is s = 1.
@@ -390,7 +391,8 @@ def depthwise_conv2d(
 ) -> Tensor:
     """Convolve each channel with a filter of its own: ``torch.nn.functional.conv2d`` with as many groups as channels.
 
-    Fastest in the memory format ``channels_last``, which the result has on the CPU.
+    Fastest in the memory format ``channels_last``, which the result of the kernels has. On a GPU PyTorch is faster
+    where nothing is dilated, and ``"auto"`` leaves that to it (bench/results/gpu).
 
     Args:
         input: [B, C, H, W].
@@ -400,7 +402,7 @@ def depthwise_conv2d(
 
     Returns:
         [B, C, H', W'] with ``H' = (H + 2 padding - dilation (height - 1) - 1) // stride + 1``. Differentiable in input,
-        weight and bias; on the CPU once.
+        weight and bias; by the kernels once.
     """
     check_maps(input=input)
     check_floats(weight=weight)
@@ -424,5 +426,7 @@ def depthwise_conv2d(
             f"the filter reaches over {reach[0]} x {reach[1]} pixels, but the padded input has "
             f"{input.shape[2] + 2 * padding[0]} x {input.shape[3] + 2 * padding[1]}"
         )
+    if backend == "auto" and input.is_cuda and max(dilation) == 1:
+        backend = "eager"
     run = backends.choose("depthwise_conv2d", tuple(given.values()), backend)
     return run(input, weight, bias, stride=stride, padding=padding, dilation=dilation)

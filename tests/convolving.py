@@ -25,7 +25,8 @@ def draw(shape, filter_size, dtype):
     channels = shape[1]
     input = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(channels, 1, *filter_size, dtype=dtype)
-    return [tensor.requires_grad_() for tensor in (input, weight, torch.randn(channels, dtype=dtype))]
+    bias = torch.randn(channels, 2, dtype=dtype)[:, 0]  # whose numbers lie apart
+    return [tensor.requires_grad_() for tensor in (input, weight, bias)]
 
 
 def with_gradients(run, tensors, upstream=None):

@@ -8,9 +8,10 @@ import torch
 from convolving import CASES, check, draw, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv2d
 
-from pseudoseg_fast import functional
+from pseudoseg_fast import backends, functional
 from pseudoseg_fast.depthwise import DepthwiseConv2d, use_depthwise_kernels
 from pseudoseg_fast.network import Network
 
@@ -133,6 +134,15 @@ def test_wrong_arguments_are_refused(change, error, message):
         functional.depthwise_conv2d(**arguments)
 
 
+def test_gradients_lie_as_their_filters_do():
+    """As DistributedDataParallel wants it."""
+    input, weight, _ = draw((1, 4, 5, 5), (3, 3), torch.float32)
+    last = weight.detach().as_strided(weight.shape, (9, 1, 3, 1)).requires_grad_()
+    for one in (weight, last):
+        (gradient,) = torch.autograd.grad(functional.depthwise_conv2d(input, one, backend="cpp").sum(), one)
+        assert gradient.stride() == one.stride()
+
+
 def test_a_second_derivative_is_refused():
     input, weight, bias = draw((1, 4, 5, 5), (3, 3), torch.float32)
     output = functional.depthwise_conv2d(input, weight, bias, backend="cpp")
@@ -221,6 +231,29 @@ def test_what_is_no_batch_on_the_cpu_is_left_to_pytorch():
     use_depthwise_kernels(module, CPU)
     assert torch.equal(module(image), expected)
     assert module.to("meta")(torch.empty(2, 4, 6, 6, device="meta")).shape == (2, 4, 2, 2)
+
+
+@pytest.mark.cuda
+def test_autocast_leaves_float64_alone():
+    made = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4, dilation=2)).cuda().double()
+    use_depthwise_kernels(made, torch.device("cuda"))
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert made(torch.ones(1, 4, 6, 6, device="cuda", dtype=torch.float64)).dtype == torch.float64
+
+
+def test_on_a_gpu_what_is_not_dilated_is_left_to_pytorch(monkeypatch):
+    chosen = []
+
+    def choose(function, tensors, backend):
+        chosen.append(backend)
+        return backends.eager.depthwise_conv2d
+
+    monkeypatch.setattr(backends, "choose", choose)
+    with FakeTensorMode():
+        maps, filters = torch.zeros(1, 4, 9, 9, device="cuda"), torch.zeros(4, 1, 3, 3, device="cuda")
+        for dilation in ((1, 1), (1, 2)):
+            functional.depthwise_conv2d(maps, filters, dilation=dilation)
+    assert chosen == ["eager", "auto"]
 
 
 def test_compiles():

@@ -83,6 +83,9 @@ def _backward(namespace: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     to_input, to_weight = getattr(torch.ops, namespace).depthwise_conv2d_backward(
         grad, input, weight, *ctx.geometry, of_input, of_weight
     )
+    if of_weight and weight.is_contiguous(memory_format=torch.channels_last):
+        # A filter of one input channel lies alike in both memory formats; DistributedDataParallel wants equal strides.
+        to_weight = to_weight.as_strided(weight.shape, weight.stride())
     return (
         to_input if of_input else None,
         to_weight if of_weight else None,
