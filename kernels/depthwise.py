@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .launch import Config, Launch, Plan
 
-# Of 8 tiles on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json) the first is the fastest of nearly
+# Of 8 tiles on an H200 (bench/depthwise_configs.py, bench/results/gpu/depthwise.json) the first is fastest in nearly
 # all layers; of 32 the second is what all were timed with, where others are up to a quarter faster in one.
 CONVOLVE = Config(rows=16, columns=128, warps=4, stages=1)
 """Pixels and channels of a program."""
