@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 
 from pseudoseg_fast.children import Watcher
 from pseudoseg_fast.config import Config, RunConfig, parse_config, preset_hint, to_dict
+from pseudoseg_fast.data.findings import crops_in
 from pseudoseg_fast.distributed import (
     check_same_options,
     end_processes,
@@ -41,6 +42,8 @@ from pseudoseg_fast.stop import StopSignal
 from pseudoseg_fast.summary import write_summary
 from pseudoseg_fast.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -59,6 +62,10 @@ def train(config: Config, fabric: Fabric) -> int:
             from_first(fabric, lambda: go_back(folder / "checkpoints", path, trainer.step))
         if fabric.is_global_zero:
             print(trainer.describe())
+            if config.data.short_side is None and (
+                said := crops_in(trainer.data.labeled, config.data.crop_size)
+            ):
+                logger.warning(said)
         return train_in(folder, trainer)
 
 

@@ -44,6 +44,15 @@ def run(root, folder, changes=None):
     assert train.main(tiny.options(root, folder, changes)) == 0
 
 
+def test_crops_that_are_a_speck_of_the_pictures_are_warned_of(tmp_path, caplog):
+    root = tiny.make_set(tmp_path / "set")
+    for folder, number in (("images", 0), ("images", 4), ("masks", 0), ("masks", 4)):
+        path = root / folder / f"{number}.png"
+        Image.open(path).resize((200, 150), Image.Resampling.NEAREST).save(path)
+    run(root, tmp_path / "run", {"optim.steps": 1, "method.name": "supervised"})
+    assert "a training crop of 32 x 32 pixels is 3.4 % of a picture of 200 x 150" in caplog.text
+
+
 def percent(pattern, text):
     return float(re.search(pattern, text).group(1))
 

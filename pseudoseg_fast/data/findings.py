@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pseudoseg_fast.data.decode import image_size
 from pseudoseg_fast.data.labels import IGNORE_INDEX, Labels
-from pseudoseg_fast.data.lists import File, shorten
+from pseudoseg_fast.data.lists import DataError, File, Sample, shorten
 from pseudoseg_fast.data.read import black_and_white
+from pseudoseg_fast.data.samples import spread
 from pseudoseg_fast.data.scan import Scan
 
 _DEEP = "have more than 8 bits, of which the high byte of 16 is used without --data.white"
 _COPIES = 3  # names that a line shows of one content
 _FLOATS = "hold floating-point numbers, which are read with --data.white alone"
 
+_MEASURED = 20
 MANY_CROPS = 3
 """Crops along a picture's shorter side above which a crop shows too little of what is around it."""
 
@@ -85,16 +89,32 @@ def report_crops(scans: dict[str, list[Scan]], crop_size: int, report: Report) -
         report: gets the warning.
     """
     sizes = [found.size for found in scans["labelled"] if found.size]
+    if said := small_crops(sizes, crop_size):
+        report.warnings.append(said)
+
+
+def crops_in(samples: Sequence[Sample], crop_size: int) -> str:
+    """Return what :func:`small_crops` says of some of these pictures."""
+    sizes = []
+    for index in spread(len(samples), _MEASURED):
+        with suppress(DataError):  # one that cannot be read is reported elsewhere
+            sizes.append(image_size(samples[index].image))
+    return small_crops(sizes, crop_size)
+
+
+def small_crops(sizes: Sequence[tuple[int, int]], crop_size: int) -> str:
+    """Return what is wrong with crops of so many pixels in pictures of these heights and widths, or an empty string."""
     if not sizes:
-        return
+        return ""
     height, width = (int(side) for side in np.median(sizes, axis=0))
-    if min(height, width) > MANY_CROPS * crop_size:
-        share = 100 * crop_size**2 / (height * width)
-        report.warnings.append(
-            f"a training crop of {crop_size} x {crop_size} pixels is {share:.2g} % of a picture of {width} x {height}: "
-            f"give --data.short_side {2 * crop_size}, or what objects need, here and in training, or a larger "
-            "--data.crop_size"
-        )
+    if min(height, width) <= MANY_CROPS * crop_size:
+        return ""
+    share = 100 * crop_size**2 / (height * width)
+    return (
+        f"a training crop of {crop_size} x {crop_size} pixels is {share:.2g} % of a picture of {width} x {height}: "
+        f"give --data.short_side {2 * crop_size}, or what objects need, to check and train alike, or a larger "
+        "--data.crop_size"
+    )
 
 
 def report_masks(
