@@ -197,6 +197,23 @@ def test_val_pictures_among_the_unlabelled_ones_are_left_out(tmp_path, caplog):
         read_data(DataConfig(str(root), unlabeled="images/val"))
 
 
+def test_unlabelled_pictures_that_are_not_used_are_told_of(tmp_path, caplog):
+    root = arrange(tmp_path / "set", "folder")
+    for name in "de":
+        save(root / f"images/train/{name}.jpg")
+    save(tmp_path / "more" / "f.jpg")
+    (root / "classes.txt").write_text("background\nsky\n")
+    (root / "list.txt").write_text("images/train/d.jpg\n")
+    for unlabeled, unused in ((str(tmp_path / "more"), 3), ("list.txt", 2), ("images/train", 0)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            read_data(DataConfig(str(root), unlabeled=unlabeled))
+        told = (
+            f"{unused} training pictures without a mask are not used, since data.unlabeled does not name them"
+        )
+        assert (told in caplog.text) == bool(unused)
+
+
 @pytest.mark.parametrize("layout", ["folder", "lists"])
 def test_masks_in_a_folder_of_unlabelled_pictures_are_left_out(tmp_path, caplog, layout):
     root = arrange(tmp_path, "folder")

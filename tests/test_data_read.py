@@ -193,7 +193,7 @@ def test_pictures_to_evaluate_on_are_decoded_once(tmp_path, monkeypatch):
     assert check_masks(samples, Labels(2), {samples[0].image}).sum() == 14400
     with pytest.raises(
         DataError,
-        match=r"1 of 2 pictures .*; repair them or take them off the lists.*\n  .*b.png cannot be read",
+        match=r"1 of 2 pictures .*; repair them, or remove them and take them off lists.*\n  .*b.png cannot be read",
     ):
         check_masks(samples, Labels(2), {damaged})
     damaged.write_bytes(whole)

@@ -169,6 +169,6 @@ class CorruptCounter:
         if len(self.names) > self.limit * self.total:
             raise DataError(
                 f"{len(self.names)} of {self.total} training pictures cannot be read, more than "
-                f"{100 * self.limit:.3g} %; repair them or take them off the lists:\n"
+                f"{100 * self.limit:.3g} %; repair them, or remove them and take them off lists:\n"
                 + shorten(list(self.names), shown=len(self.names))
             )

@@ -56,7 +56,8 @@ def report_pictures(scans: dict[str, list[Scan]], channels: int, white: float | 
     every = [found for part in scans.values() for found in part]
     if broken := list(dict.fromkeys(found.problem for found in every if found.problem)):
         report.errors.append(
-            f"{len(broken)} pictures cannot be used; repair them or take them off the lists:\n{shorten(broken)}"
+            f"{len(broken)} pictures cannot be used; repair them, or remove them and take them off lists:\n"
+            + shorten(broken)
         )
     if turned := sum(found.turned for found in every):
         report.notes.append(

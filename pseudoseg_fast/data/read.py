@@ -204,8 +204,8 @@ def _count_pixels(
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(samples)} pictures with masks cannot be used; repair them or take them off the "
-            f"lists, python -m pseudoseg_fast.check says what else is wrong:\n{shorten(problems)}"
+            f"{len(problems)} of {len(samples)} pictures with masks cannot be used; repair them, or remove them and "
+            f"take them off lists, python -m pseudoseg_fast.check says what else is wrong:\n{shorten(problems)}"
         )
     return np.array([result for result in results if not isinstance(result, str)]).reshape(len(samples), -1)
 

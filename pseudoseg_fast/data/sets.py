@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 CLASSES = "classes.txt"
+_COMPARED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,8 @@ def read_samples(
     others: Pool = Samples(root)
     if unlabeled and config.unlabeled:
         others = read_others(config, root, index, val, known)
+        if not config.labeled:
+            tell_of_unused(tree.unlabeled, others)
     elif unlabeled:
         others = tree.without(val if config.reuse_labeled else [*known, *val], root)
         if config.labeled and not config.reuse_labeled:
@@ -329,6 +332,18 @@ def read_samples(
                 "layout are unlabelled"
             )
     return known if labeled else [], others, val
+
+
+def tell_of_unused(found: Sequence[Sample], others: Pool) -> None:
+    """Log how many of the unlabelled pictures that a layout has found are not among the given ones."""
+    if not isinstance(others, Samples) or len(found) + len(others) > _COMPARED:
+        return
+    given = {sample.image for sample in others}
+    if unused := sum(sample.image not in given for sample in found):
+        logger.info(
+            "%d training pictures without a mask are not used, since data.unlabeled does not name them",
+            unused,
+        )
 
 
 def nothing_to_evaluate_on(config: DataConfig, root: Path) -> str:
