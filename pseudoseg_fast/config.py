@@ -37,8 +37,8 @@ class DataConfig:
     Args:
         root: folder of the data set; "demo" is the embedded one.
         layout: how pictures and masks are arranged below root: lists (the lists say it all), folder, voc, cityscapes,
-            coco, ade20k, mmseg or labelme; auto takes the obvious one. What a layout finds stands in for lists and
-            class names that are not given, and explains the bare ids of published lists.
+            coco, ade20k, mmseg, yolo or labelme; auto takes the obvious one. What a layout finds stands in for lists
+            and class names that are not given, and explains the bare ids of published lists.
         labeled: list of labelled pictures, one "image mask" a line.
         unlabeled: list of unlabelled pictures, one "image" a line, or a folder, or tar shards such as
             "shards/pool-{000..099}.tar", which are indexed once, or URLs of shards, which webdataset streams; a
@@ -69,9 +69,9 @@ class DataConfig:
     """
 
     root: str
-    layout: Literal["auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg", "labelme"] = (
-        "auto"
-    )
+    layout: Literal[
+        "auto", "lists", "folder", "voc", "cityscapes", "coco", "ade20k", "mmseg", "yolo", "labelme"
+    ] = "auto"
     labeled: str | None = None
     unlabeled: str | None = None
     unlabeled_size: int | None = None

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from pseudoseg_fast.data.layouts import ade20k, cityscapes, coco, folder, labelme, mmseg, voc
+from pseudoseg_fast.data.layouts import ade20k, cityscapes, coco, folder, labelme, mmseg, voc, yolo
 from pseudoseg_fast.data.layouts.tree import Tree
 from pseudoseg_fast.data.lists import DataError
 
@@ -21,6 +21,7 @@ LAYOUTS: dict[str, ModuleType] = {
     "ade20k": ade20k,
     "mmseg": mmseg,
     "coco": coco,
+    "yolo": yolo,
     "labelme": labelme,
     "folder": folder,
 }

@@ -125,13 +125,22 @@ def instance_masks(file: Path, images: Path) -> Masks:
                 [bool(shape.get("iscrowd", 0)) for shape in shapes],
             )
 
+    need_pycocotools(file)
+    return _keep(file, images, drawings)
+
+
+def need_pycocotools(file: Path) -> None:
+    """Refuse outlines that nothing can draw.
+
+    Raises:
+        DataError: pycocotools is not installed.
+    """
     try:
         import pycocotools.mask  # noqa: F401
     except ImportError as error:
         raise DataError(
             f"{file} holds polygons, which pycocotools draws; run: pip install 'pseudoseg-fast[coco]'"
         ) from error
-    return _keep(file, images, drawings)
 
 
 def _problem(shape: dict[str, Any], image: dict[str, Any], classes: dict[int, int]) -> str | None:
@@ -275,14 +284,14 @@ def _save(folder: Path, tasks: list[Drawing]) -> int:
     """Draw and save masks; return how many."""
     for task in tasks:
         try:
-            mask = _draw_instances(task) if task.source is None else _draw_panoptic(task, task.source)
+            mask = draw_instances(task) if task.source is None else _draw_panoptic(task, task.source)
         except Exception as error:  # pycocotools raises nothing narrower
             raise DataError(f"the mask {task.name} cannot be drawn: {error}") from error
         Image.fromarray(mask).save(folder / task.name)
     return len(tasks)
 
 
-def _draw_instances(task: Drawing) -> NDArray[np.uint8]:
+def draw_instances(task: Drawing) -> NDArray[np.uint8]:
     """Return the mask [H, W] of a picture's instances."""
     from pycocotools import mask as coco
 
