@@ -60,3 +60,16 @@ def check(shape, filter_size, options, dtype, backend="cpp", device="cpu"):
         eps, least = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
         roundings = 16 if eps < 1e-6 else 1  # half precision is summed in float32
         assert ((one.double() - other).abs() <= eps * (roundings * magnitude + least)).all()
+
+
+def check_wanted(backend):
+    """See that gradients are made of what needs one, and of nothing else."""
+    input, weight, _ = draw((1, 4, 5, 5), (3, 3), torch.float32)
+    for wanted in (input, weight):
+        for tensor in (input, weight):
+            tensor.grad = None
+            tensor.requires_grad_(tensor is wanted)
+        functional.depthwise_conv2d(input, weight, backend=backend).sum().backward()
+        assert [tensor.grad is not None for tensor in (input, weight)] == [
+            tensor is wanted for tensor in (input, weight)
+        ]
