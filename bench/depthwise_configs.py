@@ -173,12 +173,12 @@ def main() -> None:
             found = list(pool.map(check, *zip(*work, strict=True)))
         rows = [row for some in found for row in some]
         print(f"{dtype}: {sum(row['right'] for row in rows)} of {len(rows)} right", flush=True)
+        kept.setdefault("rows", []).extend(rows)
         for summary in time_all(rows, dtype):
             print(summary, flush=True)
             kept.setdefault("parts", []).append(summary)
-        kept.setdefault("rows", []).extend(rows)
-    if options.output:
-        options.output.write_text(json.dumps(kept) + "\n")
+            if options.output:  # each time: whoever stops it keeps what there is
+                options.output.write_text(json.dumps(kept) + "\n")
 
 
 if __name__ == "__main__":

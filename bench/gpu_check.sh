@@ -74,6 +74,8 @@ else
   step kernels 60 "$python" bench/sanitize.py
 fi
 
+step depthwise 90 "$python" -m bench.depthwise_configs --jobs 12 --output "$out/depthwise.json"
+
 if has pytest pytest_benchmark; then
   for size in voc_full voc_label coco_full ade attention_65 attention_129; do  # each with a file of its own
     step "$size" 60 "$python" -m pytest -q bench/bench_functional.py --device cuda -k "gpu_$size" -p no:cacheprovider \
