@@ -74,7 +74,7 @@ def cases(small: bool = False) -> Iterator[tuple[str, Any]]:
                 for launch in plan.launches:
                     yield f"logits {logits}, C {classes}, norm {norm}, T {temperature}", launch
     for dtype in ("bfloat16",) if small else _DTYPES:
-        for taps in (3, 5):
+        for taps in (3,) if small else (3, 5):
             input, weight = _meta(8, 33, 33, 1152, dtype=dtype), _meta(1152, 1, taps, taps, dtype=dtype)
             geometry = ((1, 1), (taps - 1,) * 2, (2, 2))
             backward = depthwise.plan_backward(input, input, weight, *geometry, True, True)

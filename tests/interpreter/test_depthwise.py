@@ -6,6 +6,7 @@ from comparison import FLOATS
 from convolving import CASES, check, check_wanted, draw, with_gradients
 
 from pseudoseg_fast import functional
+from pseudoseg_fast.backends.triton import _part
 
 LARGE = ("more taps than are unrolled", "bands of rows")  # for the interpreter
 
@@ -17,12 +18,13 @@ def test_values_and_gradients(case):
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 def test_half_precision(dtype):
-    for case in ("taps that never meet the map", "stride over dilated taps"):
-        check(*CASES[case], dtype, backend="triton")
+    check(*CASES["taps that never meet the map"], dtype, backend="triton")
 
 
-def test_several_runs_of_pixels_and_blocks_of_channels():
-    check((1, 150, 17, 18), (3, 1), {"padding": (3, 0), "dilation": (3, 1)}, torch.float32, backend="triton")
+def test_several_runs_of_pixels_and_blocks_of_channels(monkeypatch):
+    functional.depthwise_conv2d(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), backend="triton")  # imports them
+    monkeypatch.setattr(_part("depthwise"), "RUN", 32)
+    check((1, 150, 7, 9), (3, 1), {"padding": (3, 0), "dilation": (3, 1)}, torch.float32, backend="triton")
 
 
 def test_gradients_that_nobody_wants_are_not_made():
