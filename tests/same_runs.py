@@ -5,6 +5,16 @@ import json
 import tiny
 import torch
 
+STEPS = 6
+CHANGES = {
+    "method.ema": 0.9,
+    "method.cutmix": 0.5,  # draws from the generator that a checkpoint saves
+    "optim.steps": STEPS,
+    "run.log_every": 1,
+    "run.eval_every": 2,
+}
+"""Options of the runs that are stopped and go on."""
+
 
 def assert_same(one, other, where="state"):
     """All that two checkpoints hold is the same to the bit, but for the seconds and the folder."""

@@ -97,7 +97,7 @@ def test_wrong_lines(tmp_path, text, message):
     write(root, "train", "a", text)
     write(root, "val", "c", CUP_ON_TABLE)
     names(root)
-    with pytest.raises(DataError, match="1 label files cannot be drawn") as caught:
+    with pytest.raises(DataError, match="1 annotation files cannot be drawn") as caught:
         read(root)
     assert message in str(caught.value)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from same_runs import assert_same
+from same_runs import CHANGES, assert_same
 
 from pseudoseg_fast import checkpoint, train
 from pseudoseg_fast.config import from_dict, parse_config, to_dict
@@ -17,14 +17,6 @@ from pseudoseg_fast.run_state import MAY_CHANGE, check_same_run, keep_start
 from pseudoseg_fast.trainer import Trainer
 
 KEPT = "the best is chosen anew, and the one so far is kept as former-best.ckpt"
-STEPS = 6
-CHANGES = {
-    "method.ema": 0.9,
-    "method.cutmix": 0.5,  # draws from the generator that a checkpoint saves
-    "optim.steps": STEPS,
-    "run.log_every": 1,
-    "run.eval_every": 2,
-}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import killing
 import pytest
 import tiny
 import torch
-from same_runs import assert_same, assert_same_runs
+from same_runs import CHANGES, STEPS, assert_same, assert_same_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pseudoseg_fast import checkpoint, train, trainer
@@ -24,15 +24,6 @@ from pseudoseg_fast.report import render
 from pseudoseg_fast.run_record import read_run
 from pseudoseg_fast.scoring import Scores
 from pseudoseg_fast.trainer import Trainer
-
-STEPS = 6
-CHANGES = {
-    "method.ema": 0.9,
-    "method.cutmix": 0.5,  # draws from the generator that a checkpoint saves
-    "optim.steps": STEPS,
-    "run.log_every": 1,
-    "run.eval_every": 2,
-}
 
 
 @pytest.fixture(scope="module")

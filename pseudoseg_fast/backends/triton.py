@@ -238,7 +238,6 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _SCHEMAS = {
-    **convolution.SCHEMAS,
     "refine_cam": (
         "(Tensor query, Tensor key, Tensor cam, Tensor? mask, float scale, bool keep) -> (Tensor, Tensor, Tensor)"
     ),
@@ -274,12 +273,12 @@ def _register() -> None:
         "fuse_predictions": lambda p, m, height, width, *_: p.new_empty((*p.shape[:2], height, width)),
         "pseudo_label": lambda *args: args[3].new_empty((*args[3].shape[:2], *args[8:10])),
     }
-    for name, schema in _SCHEMAS.items():
+    for name, schema in (_SCHEMAS | convolution.SCHEMAS).items():
         qualified = f"pseudoseg_triton::{name}"
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, ("cpu", "cuda"), run[name])
-        if name in fake:
-            torch.library.register_fake(qualified, fake[name])
+    for name, shapes in fake.items():
+        torch.library.register_fake(f"pseudoseg_triton::{name}", shapes)
     convolution.register("pseudoseg_triton")
     torch.library.register_autograd(
         "pseudoseg_triton::refine_cam", _registered_backward, setup_context=_setup_context

@@ -214,14 +214,16 @@ def by_name(tree: Tree, names: Sequence[str]) -> Tree:
     As many names as the layout has, but others, are new names of its classes, in their order.
 
     Raises:
-        DataError: classes of the layout are missing.
+        DataError: classes of the layout are missing, and it is not that they have new names.
     """
     assert tree.classes is not None
     missing = [name for name in tree.classes if name not in names]
-    if missing and len(names) != len(tree.classes):
+    moved = any(name in names and names.index(name) != index for index, name in enumerate(tree.classes))
+    if missing and (moved or len(names) != len(tree.classes)):
         raise DataError(
             f"the annotations are of the classes {', '.join(tree.classes)}, and the {len(names)} given ones lack "
-            f"{', '.join(missing)}: name all of them, in any order, or say with --data.label_map what becomes of each"
+            f"{', '.join(missing)}: name all of them, in any order; or new names for all, in their order; or say with "
+            "--data.label_map what becomes of each"
         )
     if missing:
         return tree

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from pseudoseg_fast.data.cache import keep_folder, stamps
-from pseudoseg_fast.data.decode import UNREADABLE, open_whole
+from pseudoseg_fast.data.decode import UNREADABLE, image_size
 from pseudoseg_fast.data.labels import IGNORE_INDEX, MAX_CLASSES, background_class
+from pseudoseg_fast.data.layouts.drawn import DAMAGED, explain, save_masks
 from pseudoseg_fast.data.layouts.tree import Pairs, Tree, first_folder, pair
 from pseudoseg_fast.data.lists import DataError, is_image, read_classes, shorten
 from pseudoseg_fast.data.walk import walk
@@ -92,7 +92,7 @@ def read(root: Path) -> Tree:
             BACKGROUND,
         )
     known, held_out = pair(root, train, drawn.folder / train.relative_to(root)), Pairs()
-    if rest and rest[0].name != train.name and train != root:
+    if rest:
         held_out = pair(root, rest[0], drawn.folder / rest[0].relative_to(root))
     return Tree(
         known.labeled,
@@ -114,10 +114,11 @@ def _folders(root: Path) -> list[Path]:
     return [train] if val is None else [train, val]
 
 
-def _beside(files: Sequence[str]) -> Iterator[str]:
-    """Yield the JSON files among these that have a picture of their name."""
-    stems = {os.path.splitext(name)[0] for name in files if is_image(name)}
-    yield from sorted(name for name in files if name.endswith(".json") and name[:-5] in stems)
+def _beside(files: Sequence[str]) -> dict[str, str]:
+    """Return the JSON files among these that have a picture of their name, sorted, each with its picture."""
+    pictures = {os.path.splitext(name)[0]: name for name in files if is_image(name)}
+    found = sorted(name for name in files if name.endswith(".json"))
+    return {name: pictures[name[:-5]] for name in found if name[:-5] in pictures}
 
 
 def _is_annotation(path: Path) -> bool:
@@ -136,7 +137,7 @@ def masks(root: Path) -> Drawn:
         OSError: the masks can be kept nowhere.
     """
     found = [os.path.relpath(path, root) for folder in _folders(root) for path in walk(folder)]
-    files = list(_beside(found))
+    files = _beside(found)
     given = next((root / name for name in NAMES if (root / name).is_file()), None)
     listed = None if given is None else read_classes(given)
 
@@ -144,32 +145,20 @@ def masks(root: Path) -> Drawn:
         logger.info("drawing the masks of %d files of LabelMe, once", len(files))
         annotations = _read_all(root, files)
         classes = _class_names(annotations, listed, given)
-        problems: list[str] = []
-        bare = []
-        for name, annotation in tqdm(annotations.items(), desc="masks", unit="picture", disable=None):
-            if not annotation["shapes"]:
-                bare.append(name)
-                continue
-            try:
-                mask = draw(annotation, root / name, classes)
-            except DataError as error:
-                problems.append(f"{name}: {error}")
-                continue
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(target.with_suffix(".png"))
-        if problems:
-            raise DataError(
-                f"{len(problems)} of LabelMe's files cannot be drawn; mend them:\n{shorten(problems)}"
-            )
+        bare = [name for name, annotation in annotations.items() if not annotation["shapes"]]
+
+        def draw_file(name: str) -> NDArray[np.uint8]:
+            return draw(annotations[name], image_size(root / files[name]), classes)
+
+        save_masks(folder, [name for name in annotations if name not in bare], draw_file)
         (folder / ABOUT).write_text(json.dumps({"classes": classes, "bare": bare}), encoding="utf-8")
 
-    question = ("labelme", str(root), listed, files, stamps([root / name for name in files]).tolist())
+    question = ("labelme", str(root), listed, list(files), stamps([root / name for name in files]).tolist())
     folder = keep_folder("masks", question, fill)
     return Drawn(folder, **json.loads((folder / ABOUT).read_text(encoding="utf-8")))
 
 
-def _read_all(root: Path, files: Sequence[str]) -> dict[str, Annotation]:
+def _read_all(root: Path, files: Iterable[str]) -> dict[str, Annotation]:
     """Return the annotations by file, without the pictures that some hold; other JSON files are left out."""
     annotations = {}
     problems = []
@@ -179,8 +168,8 @@ def _read_all(root: Path, files: Sequence[str]) -> dict[str, Annotation]:
             if not (isinstance(content, dict) and "shapes" in content and "imagePath" in content):
                 continue
             shapes = [{**shape, "label": " ".join(shape["label"].split())} for shape in content["shapes"]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            problems.append(f"{name}: {type(error).__name__}: {error}")
+        except DAMAGED as error:
+            problems.append(f"{name}: {explain(error)}")
             continue
         annotations[name] = {**content, "shapes": shapes, "imageData": None}
     if problems:
@@ -225,12 +214,13 @@ def _class_names(
     return names
 
 
-def draw(annotation: Annotation, file: Path, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the mask [H, W] of an annotation, as large as its picture stands upright.
+def draw(annotation: Annotation, size: tuple[int, int], classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the mask [H, W] of an annotation.
 
     Args:
         annotation: LabelMe's, with a label in ``classes`` for each shape.
-        file: it is in; its picture lies beside it.
+        size: height and width of the upright picture; the annotation may be of one that lies, see
+            ``data.mask_orientation``.
         classes: names in the order of their ids.
 
     Raises:
@@ -239,7 +229,13 @@ def draw(annotation: Annotation, file: Path, classes: Sequence[str]) -> NDArray[
     background = background_class("auto", classes)
     ids = {name: index for index, name in enumerate(classes)} | {IGNORED: IGNORE_INDEX}
     rest = IGNORE_INDEX if background is None else background
-    width, height = _size(annotation, file)
+    height, width = (
+        annotation.get(name) or side for name, side in zip(("imageHeight", "imageWidth"), size, strict=True)
+    )
+    if sorted((height, width)) != sorted(size):
+        raise DataError(
+            f"it is drawn on {width} x {height} pixels, and its picture has {size[1]} x {size[0]}"
+        )
     mask = Image.new("L", (width, height), rest)
     for number, shape in enumerate(annotation["shapes"], 1):
         label = ids.get(shape["label"], rest)
@@ -256,23 +252,6 @@ def draw(annotation: Annotation, file: Path, classes: Sequence[str]) -> NDArray[
         else:
             _fill(ImageDraw.Draw(mask), kind, points, label)
     return np.array(mask)
-
-
-def _size(annotation: Annotation, file: Path) -> tuple[int, int]:
-    """Return width and height as the annotation has them, which its picture must have, upright or lying."""
-    picture = next(
-        file.parent / name
-        for name in sorted(os.listdir(file.parent))
-        if is_image(name) and os.path.splitext(name)[0] == file.stem
-    )
-    with open_whole(picture) as image:
-        size = image.size
-    told = annotation.get("imageWidth") or size[0], annotation.get("imageHeight") or size[1]
-    if sorted(told) != sorted(size):
-        raise DataError(
-            f"it is drawn on {told[0]} x {told[1]} pixels, and its picture has {size[0]} x {size[1]}"
-        )
-    return told
 
 
 def _fill(canvas: ImageDraw.ImageDraw, kind: str, points: Sequence[tuple[float, ...]], label: int) -> None:

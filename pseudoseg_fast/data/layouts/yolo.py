@@ -19,22 +19,20 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
 from pseudoseg_fast.data.cache import keep_folder, stamps
 from pseudoseg_fast.data.decode import image_size
 from pseudoseg_fast.data.labels import MAX_CLASSES
 from pseudoseg_fast.data.layouts.coco_json import Drawing, draw_instances, need_pycocotools
+from pseudoseg_fast.data.layouts.drawn import save_masks
 from pseudoseg_fast.data.layouts.tree import Pairs, Tree, first_folder, pair, pictures, stems
-from pseudoseg_fast.data.lists import DataError, shorten
+from pseudoseg_fast.data.lists import DataError
 
 EXPECTED = (
     "data.yaml with names, and images/train, labels/train, images/val, labels/val, or train/images, train/labels and "
     "so on"
 )
 BACKGROUND = "background"
-ABOUT = ".about.json"
 _SPLITS = (("train",), ("val", "valid"))
 
 logger = logging.getLogger(__name__)
@@ -109,7 +107,8 @@ def _names(file: Path) -> list[str]:
         raise DataError(f"{file} expects a name for each number from 0 on, as names: [cat, dog], got {given}")
     if len({BACKGROUND, *names}) <= len(names):
         raise DataError(
-            f"{file} has a name twice, or calls one {BACKGROUND}, which is what no outline covers: {names}"
+            f"{file} has a name twice, or calls one {BACKGROUND}, which here is what no outline covers; rename it: "
+            + ", ".join(names)
         )
     if len(names) >= MAX_CLASSES:
         raise DataError(
@@ -125,28 +124,20 @@ def _pairs(root: Path, images: Path, labels: Path, classes: int) -> Pairs:
         DataError: an outline cannot be drawn; the message names all.
         OSError: the masks can be kept nowhere.
     """
-    pictures_of = stems(images, pictures(images))
-    files = {stem: name for stem, name in pictures_of.items() if (labels / f"{stem}.txt").is_file()}
+    pictures_of = {f"{stem}.txt": name for stem, name in stems(images, pictures(images)).items()}
+    files = sorted(name for name in pictures_of if (labels / name).is_file())
+
+    def draw_file(name: str) -> NDArray[np.uint8]:
+        text = (labels / name).read_text(encoding="utf-8")
+        return draw(text, image_size(images / pictures_of[name]), classes)
 
     def fill(folder: Path) -> None:
         need_pycocotools(labels)
         logger.info("drawing the masks of %s, once", labels)
-        problems: list[str] = []
-        for stem, name in tqdm(files.items(), desc="masks", unit="picture", disable=None):
-            file = labels / f"{stem}.txt"
-            try:
-                mask = draw(file.read_text(encoding="utf-8"), image_size(images / name), classes)
-            except (DataError, UnicodeDecodeError) as error:
-                problems.append(f"{file}: {error}")
-                continue
-            target = folder / f"{stem}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(target)
-        if problems:
-            raise DataError(f"{len(problems)} label files cannot be drawn; mend them:\n{shorten(problems)}")
+        save_masks(folder, files, draw_file)
 
-    known = stamps([labels / f"{stem}.txt" for stem in files]).tolist()
-    question = ("yolo", str(images), str(labels), classes, sorted(files.items()), known)
+    known = stamps([labels / name for name in files]).tolist()
+    question = ("yolo", str(images), str(labels), classes, files, known)
     return pair(root, images, keep_folder("masks", question, fill))
 
 
